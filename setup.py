@@ -1,0 +1,31 @@
+from setuptools import find_packages, setup
+
+
+setup(
+    name="mqt_llava",
+    version="0.1.0",
+    description="MQT-LLaVA for transformers: vision-language models on exactly as many visual tokens as a task deserves",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=5.19,<6",
+        "safetensors",
+        "accelerate",
+        "huggingface_hub",
+        "sentencepiece",
+        "pillow",
+    ],
+    extras_require={
+        "train": ["datasets", "peft", "trl"],
+        "serve": ["vllm>=0.32"],
+        "eval": ["lmms-eval"],
+        "demo": ["gradio"],
+        "viz": ["matplotlib"],
+        "dev": ["pytest", "pytest-xdist", "pytest-timeout", "ruff", "pre-commit", "peft", "protobuf"],
+    },
+)

@@ -1,0 +1,152 @@
+# Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of MQT-LLaVA, and the one check of `num_visual_tokens` that everything else uses."""
+
+import math
+import operator
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
+
+
+class MQTLlavaConfig(PreTrainedConfig):
+    r"""
+    Configuration of an [`MQTLlavaForConditionalGeneration`]. Without arguments it describes MQT-LLaVA-1.5-7B: CLIP
+    ViT-L/14 at 336 pixels, 256 query tokens, Vicuna-7B.
+
+    Args:
+        vision_config (`PreTrainedConfig` or `dict`, *optional*):
+            Any vision tower that `AutoModel` can build and whose patches form a square grid. A dict without
+            `model_type` is a CLIP vision tower.
+        text_config (`PreTrainedConfig` or `dict`, *optional*):
+            Any decoder that `AutoModel` can build. A dict without `model_type` is a Llama.
+        image_token_id (`int`, defaults to 32000):
+            The id that the tokenizer gives to the placeholder `<image>`; an index into the decoder's embeddings.
+        max_visual_tokens (`int`, defaults to 256):
+            M, the number of learned queries and the most visual tokens an image can have. A square number, since the
+            queries stand on a raster.
+        resampler_num_attention_heads (`int`, defaults to 16):
+            Heads of the query transformer. Must divide the hidden size of the vision tower.
+        vision_feature_layer (`int`, defaults to -2):
+            Which hidden state of the vision tower is compressed, counted as in `hidden_states` (0 is the embeddings,
+            -1 the last layer). Layers above it are neither built nor run.
+        vision_feature_select_strategy (`str`, defaults to `"default"`):
+            `"default"` drops the tokens in front of the patch grid (class token, registers), where there are any;
+            `"full"` keeps every token.
+        tie_word_embeddings (`bool`, defaults to `False`):
+            Whether the language model head is the embedding matrix. Taken over from `text_config` when that ties.
+
+    Raises:
+        ValueError: `max_visual_tokens` is not a square number, or `vision_feature_select_strategy` is unknown.
+
+    ```python
+    >>> from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration
+
+    >>> config = MQTLlavaConfig(vision_config={"num_hidden_layers": 2}, text_config={"num_hidden_layers": 2})
+    >>> model = MQTLlavaForConditionalGeneration(config)
+    ```"""
+
+    model_type = "mqt_llava"
+    attribute_map = {"image_token_index": "image_token_id"}
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    image_token_id: int = 32000
+    max_visual_tokens: int = 256
+    resampler_num_attention_heads: int = 16
+    vision_feature_layer: int = -2
+    vision_feature_select_strategy: Literal["default", "full"] = "default"
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        if self.vision_config is None:
+            self.vision_config = CLIPVisionConfig(
+                hidden_size=1024,
+                intermediate_size=4096,
+                num_hidden_layers=24,
+                num_attention_heads=16,
+                image_size=336,
+                patch_size=14,
+                projection_dim=768,
+            )
+        elif isinstance(self.vision_config, dict):
+            self.vision_config = AutoConfig.for_model(**{"model_type": "clip_vision_model", **self.vision_config})
+        if self.text_config is None:
+            self.text_config = LlamaConfig(vocab_size=32001)  # Vicuna's vocabulary and a row for `<image>`
+        elif isinstance(self.text_config, dict):
+            self.text_config = AutoConfig.for_model(**{"model_type": "llama", **self.text_config})
+        if self.text_config.tie_word_embeddings:
+            self.tie_word_embeddings = True
+
+        if self.max_visual_tokens < 1 or math.isqrt(self.max_visual_tokens) ** 2 != self.max_visual_tokens:
+            raise ValueError(
+                f"`max_visual_tokens` is {self.max_visual_tokens}, but the query tokens stand on a square raster: "
+                "it must be a square number such as 16, 64 or 256."
+            )
+        if self.vision_feature_select_strategy not in ("default", "full"):
+            raise ValueError(
+                f"`vision_feature_select_strategy` is {self.vision_feature_select_strategy!r}, "
+                "but only 'default' and 'full' exist."
+            )
+        super().__post_init__(**kwargs)
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        # transformers names only the class that is being saved. A folder must open through each auto class, for the
+        # pipeline asks one of them, `AutoModel` users another, and serving engines a third.
+        self.auto_map = {
+            "AutoConfig": "configuration_mqt_llava.MQTLlavaConfig",
+            "AutoModel": "modeling_mqt_llava.MQTLlavaModel",
+            "AutoModelForImageTextToText": "modeling_mqt_llava.MQTLlavaForConditionalGeneration",
+        }
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+def check_num_visual_tokens(
+    value: Any, max_visual_tokens: int, num_images: int | None = None, name: str = "num_visual_tokens"
+) -> list[int]:
+    """
+    Checks a number of visual tokens, given for all images or one by one, and spells it out per image.
+
+    Args:
+        value: An integer (Python's, NumPy's, or a 0-D tensor) or a list, tuple or 1-D integer tensor with one per image.
+        max_visual_tokens: M, the most that is allowed.
+        num_images: How many images there are. `None`: one, for checking a default.
+        name: What the argument is called in the error.
+
+    Returns:
+        One integer per image.
+
+    Raises:
+        TypeError: Something else than integers (booleans are not integers here).
+        ValueError: An integer outside 1..M, or a list that does not have one entry per image.
+    """
+    allowed = f"an integer in 1..{max_visual_tokens}, or a list with one such integer per image"
+
+    def check_one(number) -> int:
+        try:
+            if isinstance(number, bool):
+                raise TypeError
+            number = operator.index(number)
+        except TypeError:
+            raise TypeError(f"`{name}` is {value!r}, but must be {allowed}.") from None
+        if not 1 <= number <= max_visual_tokens:
+            raise ValueError(f"`{name}` is {value!r}, but must be {allowed}.")
+        return number
+
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
+        return [check_one(value)] * (1 if num_images is None else num_images)
+    if num_images is None:
+        raise TypeError(f"`{name}` is {value!r}, but a default must be an integer in 1..{max_visual_tokens}.")
+    if len(value) != num_images:
+        raise ValueError(
+            f"`{name}` has {len(value)} entries for {num_images} image{'s'[: num_images != 1]}, but must be {allowed}."
+        )
+    return [check_one(number) for number in value]
+
+
+MQTLlavaConfig.register_for_auto_class()
+
+__all__ = ["MQTLlavaConfig"]

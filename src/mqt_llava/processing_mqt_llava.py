@@ -1,0 +1,279 @@
+# Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
+"""Processor of MQT-LLaVA: images and text in, with as many placeholders per image as it gets visual tokens."""
+
+import os
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+import transformers
+from transformers import BatchFeature
+from transformers.image_utils import ChannelDimension, ImageInput, infer_channel_dimension_format, load_image
+from transformers.processing_utils import ImagesKwargs, MultiModalData, ProcessingKwargs, ProcessorMixin
+from transformers.tokenization_utils_base import TextInput
+
+from .configuration_mqt_llava import check_num_visual_tokens
+
+
+# LLaVA's "v1" conversation. A message shows its images first, as the model was trained. A user who types `<image>`
+# gets `< image>`, also across two blocks of text, so that text is never taken for an image.
+V1_CHAT_TEMPLATE = """\
+{%- macro render(content) -%}
+{%- if content is string -%}
+{{ content | replace('<image>', '< image>') }}
+{%- else -%}
+{%- for block in content if block['type'] == 'image' -%}{{ '<image>\n' }}{%- endfor -%}
+{{ content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join | replace('<image>', '< image>') }}
+{%- endif -%}
+{%- endmacro -%}
+{%- if messages[0]['role'] != 'system' -%}
+{{ "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, \
+and polite answers to the human's questions. " }}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}
+{{ render(message['content']) + ' ' }}
+{%- elif message['role'] == 'user' -%}
+{{ 'USER: ' + render(message['content']) + ' ' }}
+{%- elif message['role'] == 'assistant' -%}
+{{ 'ASSISTANT: ' }}{% generation %}{{ render(message['content']) + '</s>' }}{% endgeneration %}
+{%- else -%}
+{{ raise_exception("A message's role is " + message['role'] + ", but must be system, user or assistant.") }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
+"""
+
+
+class MQTLlavaImagesKwargs(ImagesKwargs, total=False):
+    """
+    num_visual_tokens (`int` or `list[int]`, *optional*):
+        Visual tokens of every image, or one number per image. The processor's own default otherwise.
+    """
+
+    num_visual_tokens: Any  # checked by `check_num_visual_tokens`, whose errors say more than a type check's
+
+
+class MQTLlavaProcessorKwargs(ProcessingKwargs, total=False):
+    _defaults = {}  # asked for by releases before 5.20
+
+    images_kwargs: MQTLlavaImagesKwargs
+
+
+class MQTLlavaProcessor(ProcessorMixin):
+    r"""
+    Prepares images and text for an [`MQTLlavaForConditionalGeneration`].
+
+    Args:
+        image_processor: Turns images into `pixel_values`; always run by its PIL backend, whose pixels are the ones
+            that the model was trained on.
+        tokenizer: A tokenizer that knows `image_token`.
+        max_visual_tokens (`int`, defaults to 256):
+            M, the most visual tokens an image can have.
+        num_visual_tokens (`int`, *optional*):
+            Visual tokens of an image when a call does not say. `None` is M.
+        chat_template (`str`, *optional*):
+            LLaVA's v1 template by default.
+        image_token (`str`, defaults to `"<image>"`):
+            The placeholder.
+
+    ```python
+    >>> processor = MQTLlavaProcessor.from_pretrained("model_cards/mqt-llava-tiny")
+    >>> inputs = processor(images=image, text="USER: <image>\nList the items. ASSISTANT:", num_visual_tokens=4)
+    >>> inputs.keys()
+    dict_keys(['input_ids', 'attention_mask', 'pixel_values', 'visual_token_counts'])
+    ```"""
+
+    valid_processor_kwargs = MQTLlavaProcessorKwargs
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        max_visual_tokens: int = 256,
+        chat_template: str | None = V1_CHAT_TEMPLATE,
+        image_token: str = "<image>",
+        **kwargs,
+    ):
+        # Among the keywords, since transformers tells arguments of a processor from those of a call by their names.
+        num_visual_tokens = kwargs.pop("num_visual_tokens", None)
+        # Checks that these are an image processor and a tokenizer.
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+        if image_token not in tokenizer.get_vocab():
+            raise ValueError(
+                f"The tokenizer does not know `image_token` {image_token!r}. Add it with "
+                f"`tokenizer.add_tokens({image_token!r}, special_tokens=True)`, and give the model its id."
+            )
+        if num_visual_tokens is not None:
+            (num_visual_tokens,) = check_num_visual_tokens(num_visual_tokens, max_visual_tokens)
+        if image_processor.backend != "pil":
+            # The auto class prefers torchvision wherever it is installed, but that resizes to other pixels.
+            pil_class = getattr(transformers, type(image_processor).__name__ + "Pil")
+            self.image_processor = pil_class.from_dict(image_processor.to_dict())
+        # `from_pretrained` hands its keywords to the tokenizer too, whose own would then override the processor's.
+        for name in ("num_visual_tokens", "max_visual_tokens"):
+            tokenizer.init_kwargs.pop(name, None)
+        self.max_visual_tokens = max_visual_tokens
+        self.num_visual_tokens = num_visual_tokens
+        self.image_token = image_token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        self.auto_map = {"AutoProcessor": "processing_mqt_llava.MQTLlavaProcessor"}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "num_visual_tokens": self.num_visual_tokens}
+
+    @staticmethod
+    def validate_init_kwargs(processor_config: dict, valid_kwargs: list[str]) -> tuple[dict, dict]:
+        return ProcessorMixin.validate_init_kwargs(processor_config, [*valid_kwargs, "num_visual_tokens"])
+
+    def prepare_inputs_layout(self, images: ImageInput | None = None, text: TextInput | None = None, **kwargs):
+        """Loads the images, into one flat list of RGB images; prompts without any are text alone."""
+        is_batch = isinstance(text, (list, tuple))
+        if text is not None and not all(isinstance(sample, str) for sample in (text if is_batch else [text])):
+            raise TypeError(f"`text` is {repr(text)[:100]}, but must be a string or a list of strings.")
+        if images is not None:
+            if is_batch and isinstance(images, (list, tuple)):
+                self._check_images_per_prompt(images, text)
+            data_format = {**kwargs.get("images_kwargs", {}), **kwargs}.get("input_data_format")
+            images = flatten_images(images)
+            images = [load_rgb(image, index, data_format) for index, image in enumerate(images)] or None
+        return super().prepare_inputs_layout(images=images, text=text, **kwargs)
+
+    def validate_inputs(self, images: ImageInput | None = None, text: list[TextInput] | None = None, **kwargs):
+        if text is not None:
+            num_tokens, num_images = [sample.count(self.image_token) for sample in text], len(images or [])
+            if sum(num_tokens) != num_images:
+                raise ValueError(
+                    f"The prompts have {sum(num_tokens)} {self.image_token} tokens, but {num_images} images were "
+                    f"passed: there must be one for each (tokens per prompt: {num_tokens})."
+                )
+        super().validate_inputs(images=images, text=text, **kwargs)
+
+    def _check_images_per_prompt(self, images: list, text: list[TextInput]) -> None:
+        if not images or not all(isinstance(row, (list, tuple)) for row in images):
+            return
+        if len(images) != len(text):
+            raise ValueError(f"`images` is a list of {len(images)} lists, but there are {len(text)} prompts.")
+        for index, (row, sample) in enumerate(zip(images, text)):
+            if sample.count(self.image_token) != len(row):
+                raise ValueError(
+                    f"text[{index}] has {sample.count(self.image_token)} {self.image_token} tokens, "
+                    f"but images[{index}] holds {len(row)} images."
+                )
+
+    def _process_images(self, images: ImageInput, **kwargs) -> tuple[BatchFeature, list[str]]:
+        kwargs.pop("input_data_format", None)  # no longer theirs: by now they are PIL images
+        asked = kwargs.pop("num_visual_tokens", None)
+        if asked is None:
+            asked = self.max_visual_tokens if self.num_visual_tokens is None else self.num_visual_tokens
+        counts = check_num_visual_tokens(asked, self.max_visual_tokens, len(images))
+        processed_images = self.image_processor(images, **kwargs)
+        processed_images["visual_token_counts"] = counts
+        return processed_images, [self.image_token * count for count in counts]
+
+    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
+        """
+        The most placeholders that images can need, for engines that reserve memory ahead of requests.
+
+        Args:
+            image_sizes: `(height, width)` of each image.
+        """
+        if image_sizes is None:
+            return MultiModalData()
+        return MultiModalData(
+            num_image_tokens=[self.max_visual_tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
+        )
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*super().model_input_names, "visual_token_counts"]
+
+
+def flatten_images(images: Any) -> list:
+    """One image, a list, or a list of lists (images prompt by prompt), as a flat list in the same order."""
+    if isinstance(images, (list, tuple)):
+        return [image for item in images for image in flatten_images(item)]
+    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+def load_rgb(image: Any, index: int, data_format: str | None = None) -> PIL.Image.Image:
+    """
+    Reads one image and drops its alpha channel, as the original code does; transformers would show it on white.
+
+    Args:
+        image: A PIL image, a path, a URL, base64, or an array or tensor of integers in 0..255, `(height, width)` or
+            with 1, 3 or 4 channels first or last.
+        index: Its place among the images, for the errors.
+        data_format: `"channels_first"` or `"channels_last"` for arrays whose shape leaves it open.
+
+    Raises:
+        TypeError: It is none of these.
+        ValueError: It cannot be decoded, has no pixels, or would not fit into memory once it is padded to a square.
+    """
+    if isinstance(image, (np.ndarray, torch.Tensor)):
+        image = array_to_image(image, index, data_format)
+    elif isinstance(image, os.PathLike):
+        image = os.fspath(image)
+    if isinstance(image, str):
+        with naming_image(index):
+            image = load_image(image)
+    if not isinstance(image, PIL.Image.Image):
+        raise TypeError(
+            f"images[{index}] is a {type(image).__name__}, "
+            "but must be a PIL image, an array, a tensor, a path or a URL."
+        )
+    check_image_size(*image.size, index)
+    with naming_image(index):
+        return image.convert("RGB")
+
+
+@contextmanager
+def naming_image(index: int):
+    """Whatever goes wrong in here, says which image it was. Corrupt files make decoders raise anything."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"images[{index}] cannot be read: {str(error)[:500]}") from error
+
+
+def array_to_image(image: np.ndarray | torch.Tensor, index: int, data_format: str | None) -> PIL.Image.Image:
+    name = f"images[{index}] is an array of shape {tuple(image.shape)} and type {image.dtype}"
+    array = image.detach().cpu() if isinstance(image, torch.Tensor) else image
+    if array.ndim == 3 and data_format is None and {array.shape[0], array.shape[-1]} & {1, 3, 4}:
+        data_format = infer_channel_dimension_format(array, num_channels=(1, 3, 4))
+    if isinstance(array, torch.Tensor):
+        # NumPy has no bfloat16, which is refused like all floats.
+        array = array.float().numpy() if array.is_floating_point() else array.numpy()
+    if array.ndim == 3 and data_format == ChannelDimension.FIRST:
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[-1] not in (1, 3, 4):
+        raise ValueError(f"{name}, but must be (height, width), or have 1, 3 or 4 channels first or last.")
+    check_image_size(array.shape[1], array.shape[0], index)
+    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+        # Floats could mean 0..1 or 0..255, and the wrong guess is a black image.
+        raise ValueError(f"{name}, but must hold integers in 0..255.")
+    array = array[..., :3].astype(np.uint8)
+    return PIL.Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def check_image_size(width: int, height: int, index: int) -> None:
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    if width == 0 or height == 0:
+        raise ValueError(f"images[{index}] is {width} x {height}: it has no pixels.")
+    # The limit at which PIL refuses a file, here for the square: a long thin image is small until it is padded.
+    if limit is not None and max(width, height) ** 2 > 2 * limit:
+        raise ValueError(
+            f"images[{index}] is {width} x {height}; padded to a square it exceeds {2 * limit} pixels "
+            "(twice `PIL.Image.MAX_IMAGE_PIXELS`). Scale it down first."
+        )
+
+
+MQTLlavaProcessor.register_for_auto_class()
+
+__all__ = ["MQTLlavaProcessor"]
