@@ -1,0 +1,72 @@
+"""
+A LLaVA tokenizer whose tokenizer.json alone gives the ids that the original code assembles.
+
+The original cuts a prompt at `<image>` and tokenises the pieces as texts of their own, so a Llama tokenizer puts `▁`
+in front of the piece after `<image>`, whatever its `legacy` flag says; the flag decides about the piece after `</s>`.
+Serving engines run the tokenizer themselves, so both rules must be in the file.
+"""
+
+import json
+from pathlib import Path
+
+from conversion_error import ConversionError
+from tokenizers import Regex, Tokenizer, normalizers
+from transformers import AddedToken, LlamaTokenizer
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+
+IMAGE_TOKEN = "<image>"
+
+
+def convert_llama_tokenizer(folder: Path) -> TokenizersBackend:
+    """
+    Args:
+        folder: Has a Llama tokenizer: tokenizer.model or tokenizer.json, and tokenizer_config.json.
+
+    Returns:
+        The tokenizer with `<image>` as its last token, padding on the left.
+
+    Raises:
+        ConversionError: There is no tokenizer, or it cannot be read.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        raise ConversionError(f"{folder} has no tokenizer: neither tokenizer.model nor tokenizer.json is there.")
+    config_file = folder / "tokenizer_config.json"
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+        # A tokenizer from before the flag was invented behaves as with `legacy: true`; the default today is false.
+        legacy = config.get("legacy") is not False
+        original = LlamaTokenizer.from_pretrained(folder, legacy=legacy)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConversionError(f"The tokenizer in {folder} cannot be read: {error}") from error
+
+    tokenizer = TokenizersBackend(
+        tokenizer_object=with_image_rule(original.backend_tokenizer, legacy),
+        bos_token=original.bos_token,
+        eos_token=original.eos_token,
+        unk_token=original.unk_token,
+        pad_token=original.pad_token or original.unk_token,
+        add_bos_token=original.add_bos_token,
+        add_eos_token=original.add_eos_token,
+        model_max_length=original.model_max_length,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+    # Normalised, so that it is found after the normalizer has seen what stands behind it.
+    tokenizer.add_tokens(AddedToken(IMAGE_TOKEN, special=True, normalized=True))
+    return tokenizer
+
+
+def with_image_rule(backend: Tokenizer, legacy: bool) -> Tokenizer:
+    """
+    Prepends the rules about spaces to the normalizer. The pre-tokenizer turns a space into `▁`, and prepends a `▁`
+    only where a text does not begin with one.
+    """
+    rules = [normalizers.Replace(Regex(r"<image>(?!<image>|\z)"), "<image> ")]
+    if legacy:
+        # SentencePiece prepends its `▁` to a text that begins with a space as well.
+        rules.insert(0, normalizers.Replace(Regex(r"\A "), "  "))
+    if backend.normalizer is not None:
+        rules.append(backend.normalizer)
+    backend.normalizer = normalizers.Sequence(rules)
+    return backend

@@ -1,0 +1,47 @@
+"""Fixtures that several test files share: the original checkpoints, converted once per run, and a tiny random model."""
+
+import pytest
+import torch
+from helpers import FIXTURES, GOLDEN_NAMES, tiny_config
+
+from mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaProcessor
+
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory):
+    """Folders of the converted golden checkpoints by name."""
+    from convert_mqt_llava_weights_to_hf import main
+
+    folders = {}
+    for name in GOLDEN_NAMES:
+        folders[name] = tmp_path_factory.mktemp("converted") / name
+        main(["--input", str(FIXTURES / name), "--output", str(folders[name])])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def processor(converted):
+    """A Llama tokenizer and a 336-pixel image processor; M is 256."""
+    return MQTLlavaProcessor.from_pretrained(converted[GOLDEN_NAMES[0]])
+
+
+@pytest.fixture(scope="session")
+def golden_model(converted):
+    """The converted golden checkpoint in float32, for reading only."""
+    return MQTLlavaForConditionalGeneration.from_pretrained(converted[GOLDEN_NAMES[0]], dtype=torch.float32).eval()
+
+
+@pytest.fixture
+def tiny_model() -> MQTLlavaForConditionalGeneration:
+    """A model with random weights, new for each test. Its weights are large enough for images to change the answer."""
+    torch.manual_seed(0)
+    model = MQTLlavaForConditionalGeneration(tiny_config()).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=0.3)
+    model.generation_config.eos_token_id = None  # so that every answer has the length that was asked for
+    return model

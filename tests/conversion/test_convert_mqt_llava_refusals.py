@@ -1,0 +1,279 @@
+import errno
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import hub_folders
+import pytest
+import shard_writer
+import tensor_recipes
+import torch
+from helpers import REPOSITORY
+from original_checkpoints import RESAMPLER, VISION
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "name", [RESAMPLER + "surprise", "model.layers.7.mlp.up_proj.weight", VISION + "surprise", "surprise"]
+)
+def test_unknown_tensor(original, refused, name):
+    original.tensors[name] = torch.ones(3)
+    assert f"unknown tensors: {name}." in refused(original.save().folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        RESAMPLER + "query",
+        RESAMPLER + "pos_embed",
+        RESAMPLER + "attn.in_proj_weight",
+        VISION + "vision_model.encoder.layers.2.mlp.fc1.weight",
+        "model.layers.2.mlp.up_proj.weight",
+        "lm_head.weight",
+    ],
+)
+def test_missing_tensor(original, refused, name):
+    del original.tensors[name]
+    assert f"missing tensors: {name}." in refused(original.save().folder)
+
+
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        (RESAMPLER + "proj", (64, 63)),
+        (RESAMPLER + "proj", (2, 3, 4)),
+        (RESAMPLER + "query", (64,)),
+        (RESAMPLER + "query", (256, 63)),
+        (RESAMPLER + "attn.in_proj_weight", (190, 64)),
+        (RESAMPLER + "attn.in_proj_bias", ()),
+        ("lm_head.weight", (999, 64)),
+        ("model.norm.weight", (65,)),
+    ],
+)
+def test_wrong_shape(original, refused, name, shape):
+    original.tensors[name] = torch.ones(shape)
+    assert f"wrong shapes: {name} {list(shape)}" in refused(original.save().folder)
+
+
+def test_many_problems_are_named_together(original, refused):
+    for number in range(15):
+        original.tensors[f"surprise.{number:02d}"] = torch.ones(1)
+    del original.tensors["model.norm.weight"]
+    message = refused(original.save().folder)
+    assert "missing tensors: model.norm.weight" in message
+    assert "surprise.09 and 5 more" in message
+
+
+def test_number_of_queries_that_is_no_square(original, refused):
+    for name in ("query", "pos_embed"):
+        original.tensors[RESAMPLER + name] = torch.ones(250, 64)
+    assert "`max_visual_tokens` is 250" in refused(original.save().folder)
+
+
+def test_malicious_pickle(original, refused, tmp_path):
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "was-run"),)
+
+    original.tensors["surprise"] = Malicious()
+    message = refused(original.save().folder)
+    assert "pytorch_model.bin is refused" in message and "Nothing in it was run" in message
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("model_type", "llava_qwen"),
+        ("mm_use_im_start_end", True),
+        ("image_aspect_ratio", "anyres"),
+        ("num_visual_tokens", 257),
+        ("num_visual_tokens", "third_stage"),
+        ("num_visual_tokens", True),
+        ("mm_vision_select_layer", -5),
+        ("torch_dtype", "int8"),
+    ],
+)
+def test_settings_that_cannot_be_converted(original, refused, name, value):
+    original.config[name] = value
+    message = refused(original.save().folder)
+    assert name in message or name == "torch_dtype" and "Pass --dtype" in message
+    assert str(value) in message
+
+
+def test_without_config(original, refused):
+    (original.folder / "config.json").unlink()
+    assert "There is no config.json in" in refused(original.folder)
+
+
+def test_damaged_config(original, refused):
+    (original.folder / "config.json").write_text('{"model_type": "llava_ll')
+    assert "config.json is not readable as JSON" in refused(original.folder)
+
+
+def test_without_tokenizer(original, refused):
+    (original.folder / "tokenizer.model").unlink()
+    assert "neither tokenizer.model nor tokenizer.json" in refused(original.folder)
+
+
+def test_input_that_is_nowhere(refused, tmp_path, monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise OSError("no connection\nand a long story")
+
+    monkeypatch.setattr(hub_folders, "snapshot_download", unreachable)
+    message = refused("someone/some-model")
+    assert "--input 'someone/some-model' is no folder, and the Hub does not give it either: no connection" in message
+    assert "long story" not in message
+
+
+def test_vision_tower_that_is_nowhere(original, refused):
+    shutil.rmtree(original.vision_tower)
+    del original.config["mm_vision_tower"]
+    assert "width 64 does not tell the number of heads" in refused(original.save().folder)
+    original.tensors = {name: tensor for name, tensor in original.tensors.items() if not name.startswith(VISION)}
+    assert "Pass --vision-tower" in refused(original.save().folder)
+
+
+def test_weights_from_the_hub_are_safetensors_where_there_are_any(monkeypatch, tmp_path):
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append(allow_patterns[-1])
+        return tmp_path
+
+    monkeypatch.setattr(hub_folders, "snapshot_download", snapshot_download)
+    assert hub_folders.local_folder("someone/some-model", "--input") == tmp_path
+    assert asked == ["*.safetensors", "*.bin"]
+    (tmp_path / "model.safetensors").touch()
+    hub_folders.local_folder("someone/some-model", "--input")
+    hub_folders.local_folder("someone/some-model", "--vision-tower", weights=False)
+    assert asked[2:] == ["*.safetensors", "README.md"]
+
+
+def test_push_to_hub(original, convert, monkeypatch):
+    calls = []
+
+    class Api:
+        def create_repo(self, repo_id, exist_ok):
+            calls.append(repo_id)
+
+        def upload_folder(self, folder_path, repo_id):
+            calls.append({path.name for path in folder_path.iterdir()})
+
+    monkeypatch.setattr(hub_folders, "HfApi", Api)
+    convert(original.folder, "--push-to-hub", "someone/some-model")
+    assert calls[0] == "someone/some-model" and {"model.safetensors", "README.md", "config.json"} <= calls[1]
+
+    def create_repo(self, repo_id, exist_ok):
+        raise OSError("not logged in")
+
+    monkeypatch.setattr(Api, "create_repo", create_repo)
+    with pytest.raises(SystemExit, match="'someone/some-model' failed, but .*again is finished"):
+        convert(original.folder, "--push-to-hub", "someone/some-model", output="again")
+
+
+# Whole or not at all
+
+
+def test_output_that_is_not_empty(original, convert, refused, tmp_path):
+    (tmp_path / "converted").mkdir()
+    (tmp_path / "converted" / "file").touch()
+    assert "not empty. Pass --overwrite" in refused(original.folder)
+    assert (tmp_path / "converted" / "file").exists()
+    folder = convert(original.folder, "--overwrite")
+    assert (folder / "model.safetensors").exists() and not (folder / "file").exists()
+
+
+@pytest.mark.parametrize("output", ["original", "original/openai-clip-tiny", "."])
+def test_output_that_is_or_holds_the_input(original, convert, output):
+    with pytest.raises(SystemExit, match="is, or contains, the input"):
+        convert(original.folder, "--overwrite", output=output)
+    assert (original.folder / "pytorch_model.bin").exists() and (original.vision_tower / "config.json").exists()
+
+
+class FullDisk(io.FileIO):
+    """A file on a disk with room for 100 kB."""
+
+    def write(self, data):
+        if self.tell() > 100_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+def test_full_disk(original, refused, monkeypatch):
+    monkeypatch.setattr(shard_writer, "open", FullDisk, raising=False)
+    assert "The disk is full" in refused(original.folder)
+
+
+def test_full_disk_keeps_the_old_output(original, convert, monkeypatch):
+    folder = convert(original.folder)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    monkeypatch.setattr(shard_writer, "open", FullDisk, raising=False)
+    with pytest.raises(SystemExit, match="The disk is full"):
+        convert(original.folder, "--overwrite", "--dtype", "float16")
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_disk_that_will_be_full(original, refused, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6, 10**6))
+    assert "is too full: 0.0 GB are needed, 0.0 GB are free" in refused(original.folder)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX")
+def test_killed_in_the_middle(original, convert, tmp_path):
+    slow = (
+        "import sys, time, tensor_recipes, convert_mqt_llava_weights_to_hf as command\n"
+        "cook = tensor_recipes.Recipe.tensor\n"
+        "tensor_recipes.Recipe.tensor = lambda *args: time.sleep(0.2) or cook(*args)\n"
+        "command.main(sys.argv[1:])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, "--input", str(original.folder), "--output", str(tmp_path / "converted")],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY / "conversion"), str(REPOSITORY / "src")])},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob(".converted.partial-*/model.safetensors")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    assert not (tmp_path / "converted").exists()
+    assert list(tmp_path.glob(".converted.partial-*"))
+    convert(original.folder, "--check")
+    assert {path.name for path in tmp_path.iterdir()} == {"original", "converted"}
+
+
+def test_check_finds_a_wrong_byte(original, refused, monkeypatch):
+    write = tensor_recipes.write_shards
+
+    def write_wrongly(folder, specs, tensor, max_shard_size):
+        (file,) = write(folder, specs, tensor, max_shard_size)
+        with open(file, "r+b") as stream:
+            stream.seek(-1, os.SEEK_END)
+            last = stream.read(1)
+            stream.seek(-1, os.SEEK_END)
+            stream.write(bytes([last[0] ^ 1]))
+
+    monkeypatch.setattr(tensor_recipes, "write_shards", write_wrongly)
+    assert "written tensors differ from their sources: " in refused(original.folder, "--check")
+
+
+def test_check_counts_the_tensors(original, convert, expected, capsys):
+    convert(original.folder, "--check")
+    assert f"all {len(expected)} tensors equal their sources" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [["--dtype", "int8"], ["--max-shard-size", "much"], ["--surprise"]])
+def test_arguments_that_are_not_allowed(original, convert, capsys, options):
+    with pytest.raises(SystemExit) as caught:
+        convert(original.folder, *options)
+    assert caught.value.code == 2
+    assert options[0] in capsys.readouterr().err
