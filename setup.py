@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 setup(
     name="mqt_llava",
     version="0.1.0",
-    description="MQT-LLaVA for transformers: vision-language models on exactly as many visual tokens as a task deserves",
+    description="MQT-LLaVA for transformers: any number of visual tokens per image",
     long_description=open("README.md", encoding="utf-8").read(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: the original checkpoints, converted once per run, and a tiny random model."""
+"""Fixtures that test files share: the original checkpoints, converted once per run, and a tiny random model."""
 
 import pytest
 import torch

@@ -109,7 +109,7 @@ def check_num_visual_tokens(
     Checks a number of visual tokens, given for all images or one by one, and spells it out per image.
 
     Args:
-        value: An integer (Python's, NumPy's, or a 0-D tensor) or a list, tuple or 1-D integer tensor with one per image.
+        value: An integer (Python's, NumPy's, a 0-D tensor) or a list, tuple or 1-D integer tensor, one per image.
         max_visual_tokens: M, the most that is allowed.
         num_images: How many images there are. `None`: one, for checking a default.
         name: What the argument is called in the error.

@@ -120,7 +120,6 @@ def restore_prompt(sequences: torch.Tensor, prompt: torch.Tensor, resized_length
     return torch.cat([prompt, sequences[:, resized_length:]], dim=-1)
 
 
-
 def images_per_row(placeholder_mask: torch.Tensor, counts: list[int]) -> list[list[int]]:
     """Groups the visual tokens per image by the prompt they stand in."""
     counts, rows = iter(counts), []
@@ -132,9 +131,7 @@ def images_per_row(placeholder_mask: torch.Tensor, counts: list[int]) -> list[li
     return rows
 
 
-def cut_visual_tokens(
-    image_outputs: ModelOutput, counts: list[int], is_kept: list[bool] | None = None
-) -> ModelOutput:
+def cut_visual_tokens(image_outputs: ModelOutput, counts: list[int], is_kept: list[bool] | None = None) -> ModelOutput:
     """
     Encoded images at fewer visual tokens, in a new object: what the caller encoded stays as it is, for other budgets.
 
@@ -160,19 +157,31 @@ def cut_visual_tokens(
     return cut
 
 
-def check_cached_images(rows: list[list[int]], cached_rows: list[list[int]]) -> None:
+def count_cached_images(
+    rows: list[list[int]], placeholder_mask: torch.Tensor, past_length: int, cached_rows: list[list[int]]
+) -> list[int]:
     """
-    Checks that a prompt shows the images that a cache holds at the number of visual tokens that the cache has.
+    How many images of each prompt a cache holds.
+
+    Args:
+        rows: Visual tokens of the images in each prompt.
+        placeholder_mask: Bool `(batch, length)`, true at the placeholders.
+        past_length: Length of the cache, which holds the beginning of the prompts.
+        cached_rows: What `rows` was when the cache was filled.
 
     Raises:
-        ValueError: It does not.
+        ValueError: The cache holds the images at another number of visual tokens.
     """
-    for row, cached in zip(rows, cached_rows):
-        if row[: len(cached)] != cached:
+    numbers = []
+    for row, seen, cached in zip(rows, placeholder_mask[:, :past_length].sum(-1).tolist(), cached_rows):
+        number = bisect_right(list(accumulate(row)), seen)
+        if row[: len(cached)] != cached or sum(row[:number]) != seen:
             raise ValueError(
                 f"`past_key_values` holds images at {cached} visual tokens, but the prompt now asks for "
                 f"{row[: len(cached)]}. Continue with the same `num_visual_tokens`, or without the cache."
             )
+        numbers.append(number)
+    return numbers
 
 
 class MQTLlavaGenerationMixin:
@@ -265,6 +274,12 @@ class MQTLlavaGenerationMixin:
             asked = check_num_visual_tokens(num_visual_tokens, self.config.max_visual_tokens, num_images)
         tokens = prompt if embeds is None else embeds
         if tokens is None or num_images == 0:
+            if asked is not None and embeds is None and not past_length and prompt is not None:
+                if self.model.get_placeholder_mask(prompt, None).any():
+                    raise ValueError(
+                        f"`num_visual_tokens` is {num_visual_tokens}, but the images of the prompt are missing: pass "
+                        "`pixel_values` or `mm_encoder_outputs`."
+                    )
             return prompt, None
 
         mask = kwargs.get("attention_mask")
@@ -278,29 +293,26 @@ class MQTLlavaGenerationMixin:
 
         counts = visual_tokens_per_image(placeholders, num_images, given)
         rows = images_per_row(placeholders, counts)
-        if past_length and cached_rows is None:
-            # A cache that `generate` did not fill: it holds the images as the prompt shows them.
-            cached_rows = [
-                row[: bisect_right(list(accumulate(row)), seen)]
-                for row, seen in zip(rows, placeholders[:, :past_length].sum(-1).tolist())
-            ]
+        cached_rows = rows if cached_rows is None else cached_rows
         if asked is not None and asked != counts:
             if embeds is not None:
                 raise ValueError(
-                    f"`num_visual_tokens` is {num_visual_tokens}, but `inputs_embeds` holds {counts} visual tokens per "
-                    "image and cannot be re-sized. Pass `input_ids` instead."
+                    f"`num_visual_tokens` is {num_visual_tokens}, but `inputs_embeds` holds {counts} visual tokens "
+                    "per image and cannot be re-sized. Pass `input_ids` instead."
                 )
             prompt = self._resize_prompt(prompt, placeholders, mask, counts, asked, kwargs)
-            counts, numbers = asked, iter(asked)
-            rows = [[next(numbers) for _ in row] for row in rows]
+            placeholders = self.model.get_placeholder_mask(prompt, None)
+            counts, rows = asked, images_per_row(placeholders, asked)
 
-        cached_rows = cached_rows or [[] for _ in rows]
-        check_cached_images(rows, cached_rows)
-        is_new = [i >= len(cached) for row, cached in zip(rows, cached_rows) for i in range(len(row))]
+        # Images whose tokens are in the cache are not encoded again.
+        cached = count_cached_images(rows, placeholders, past_length, cached_rows) if past_length else [0] * len(rows)
+        is_new = [index >= number for row, number in zip(rows, cached) for index in range(len(row))]
         counts = [count for count, new in zip(counts, is_new) if new]
         kwargs.pop("visual_token_counts", None)
         if image_outputs is not None:
-            kwargs["mm_encoder_outputs"] = {"image": cut_visual_tokens(image_outputs, counts, is_new)} if counts else {}
+            kwargs["mm_encoder_outputs"] = (
+                {"image": cut_visual_tokens(image_outputs, counts, is_new)} if counts else {}
+            )
         elif pixel_values is not None and counts:
             kwargs["pixel_values"] = pixel_values[torch.tensor(is_new, device=pixel_values.device)]
             kwargs["visual_token_counts"] = torch.tensor(counts)

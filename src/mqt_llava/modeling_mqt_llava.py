@@ -2,8 +2,8 @@
 """
 MQT-LLaVA: a vision tower, a query transformer that compresses an image into nested visual tokens, and a decoder.
 
-The contract: output i of the query transformer depends on query i alone, so the first m tokens of an image are the same
-whether m or M of them were computed. Everything that is elastic about the model follows from that.
+The contract: output i of the query transformer depends on query i alone, so the first m tokens of an image are the
+same whether m or M of them were computed. Everything that is elastic about the model follows from that.
 """
 
 import copy
@@ -77,7 +77,7 @@ class MQTLlavaResampler(nn.Module):
     """
     The Matryoshka query transformer (arXiv 2405.19315), as in the released weights.
 
-    Queries are learned vectors plus their position, keys are the positions of the patches alone, values are the patches.
+    Queries are learned vectors plus their position, keys are the positions of the patches alone, values the patches.
     So queries, keys and attention weights are the same for every image and are computed once per call.
     """
 
@@ -111,10 +111,10 @@ class MQTLlavaResampler(nn.Module):
                 "`vision_feature_select_strategy='full'` nothing is dropped; with 'default' class tokens are."
             )
         if grid == side:
-            return self.query_positions
+            return self.query_positions.to(self.query.dtype)
         raster = self.query_positions.float().T.reshape(1, -1, side, side)
         resized = nn.functional.interpolate(raster, size=(grid, grid), mode="bicubic", align_corners=False)
-        return resized.flatten(2)[0].T.to(self.query_positions.dtype)
+        return resized.flatten(2)[0].T.to(self.query.dtype)
 
     def attention_weights(self, num_patches: int, num_queries: int) -> torch.Tensor:
         """Where each query looks, whatever the image: `(heads, num_queries, num_patches)`."""
@@ -122,7 +122,9 @@ class MQTLlavaResampler(nn.Module):
         def split_heads(states):
             return states.unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
 
-        queries = self.q_proj(self.ln_q(self.query[:num_queries] + self.query_positions[:num_queries]))
+        # Loading in another dtype leaves tables as they were saved.
+        positions = self.query_positions[:num_queries].to(self.query.dtype)
+        queries = self.q_proj(self.ln_q(self.query[:num_queries] + positions))
         keys = self.k_proj(self.ln_k(self.patch_positions(num_patches)))
         queries, keys = split_heads(queries), split_heads(keys)
         scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
@@ -225,7 +227,7 @@ class MQTLlavaModel(MQTLlavaPreTrainedModel):
                 nest, M tokens can be cut down to any fewer later: `tokens[:m]`.
 
         Returns:
-            The vision tower's output, whose `pooler_output` is a list with one tensor `(tokens, hidden_size)` per image.
+            The vision tower's output; its `pooler_output` is a list with one tensor `(tokens, hidden_size)` per image.
 
         Raises:
             ValueError: A count outside 1..M, or not one count per image.
