@@ -350,11 +350,11 @@ def test_resizing_without_images_is_an_error(tiny_model):
 
 def test_sharing_placeholders():
     mask = torch.tensor([[True] * 6 + [False] * 2, [True] * 3 + [False] * 5])
-    assert visual_tokens_per_image(mask, 3) == [3, 3, 3]
-    assert visual_tokens_per_image(mask, 3, torch.tensor([2, 4, 3])) == [2, 4, 3]
+    assert visual_tokens_per_image(mask, 3, 16) == [3, 3, 3]
+    assert visual_tokens_per_image(mask, 3, 16, torch.tensor([2, 4, 3])) == [2, 4, 3]
     with pytest.raises(ValueError, match="9 image tokens.*2 images cannot share equally.*visual_token_counts"):
-        visual_tokens_per_image(mask, 2)
+        visual_tokens_per_image(mask, 2, 16)
     with pytest.raises(ValueError, match="9 image tokens in the prompts, 8 visual tokens"):
-        visual_tokens_per_image(mask, 3, [2, 3, 3])
+        visual_tokens_per_image(mask, 3, 16, [2, 3, 3])
     with pytest.raises(ValueError, match="image tokens per prompt: \\[6, 3\\]"):  # an image across two prompts
-        visual_tokens_per_image(mask, 3, [3, 4, 2])
+        visual_tokens_per_image(mask, 3, 16, [3, 4, 2])

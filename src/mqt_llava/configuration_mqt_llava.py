@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
+from transformers.utils import is_numpy_array
 
 
 class MQTLlavaConfig(PreTrainedConfig):
@@ -60,6 +61,12 @@ class MQTLlavaConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        for name in ("vision_config", "text_config"):
+            if not isinstance(getattr(self, name), (dict, PreTrainedConfig, type(None))):
+                raise TypeError(f"`{name}` is {getattr(self, name)!r}, but must be a configuration or a dict.")
+        for name in ("image_token_id", "resampler_num_attention_heads", "vision_feature_layer"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
+                raise TypeError(f"`{name}` is {getattr(self, name)!r}, but must be an integer.")
         if self.vision_config is None:
             self.vision_config = CLIPVisionConfig(
                 hidden_size=1024,
@@ -79,17 +86,21 @@ class MQTLlavaConfig(PreTrainedConfig):
         if self.text_config.tie_word_embeddings:
             self.tie_word_embeddings = True
 
-        if self.max_visual_tokens < 1 or math.isqrt(self.max_visual_tokens) ** 2 != self.max_visual_tokens:
-            raise ValueError(
-                f"`max_visual_tokens` is {self.max_visual_tokens}, but the query tokens stand on a square raster: "
-                "it must be a square number such as 16, 64 or 256."
-            )
+        check_max_visual_tokens(self.max_visual_tokens)
         if self.vision_feature_select_strategy not in ("default", "full"):
             raise ValueError(
                 f"`vision_feature_select_strategy` is {self.vision_feature_select_strategy!r}, "
                 "but only 'default' and 'full' exist."
             )
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not config_dict:
+            # Or else the defaults would be built: a model of 7B, with random weights.
+            raise OSError(f"{pretrained_model_name_or_path} has no config.json, so it is no checkpoint of MQT-LLaVA.")
+        return config_dict, kwargs
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         # transformers names only the class that is being saved. A folder must open through each auto class, for the
@@ -102,6 +113,18 @@ class MQTLlavaConfig(PreTrainedConfig):
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 
+def check_max_visual_tokens(value: Any) -> None:
+    """
+    Raises:
+        ValueError: M is no square number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or math.isqrt(value) ** 2 != value:
+        raise ValueError(
+            f"`max_visual_tokens` is {value!r}, but the query tokens stand on a square raster: it must be a square "
+            "number such as 16, 64 or 256."
+        )
+
+
 def check_num_visual_tokens(
     value: Any, max_visual_tokens: int, num_images: int | None = None, name: str = "num_visual_tokens"
 ) -> list[int]:
@@ -109,7 +132,7 @@ def check_num_visual_tokens(
     Checks a number of visual tokens, given for all images or one by one, and spells it out per image.
 
     Args:
-        value: An integer (Python's, NumPy's, a 0-D tensor) or a list, tuple or 1-D integer tensor, one per image.
+        value: An integer (Python's, NumPy's, a 0-D tensor) or a list, tuple, 1-D array or tensor, one per image.
         max_visual_tokens: M, the most that is allowed.
         num_images: How many images there are. `None`: one, for checking a default.
         name: What the argument is called in the error.
@@ -134,7 +157,7 @@ def check_num_visual_tokens(
             raise ValueError(f"`{name}` is {value!r}, but must be {allowed}.")
         return number
 
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) or is_numpy_array(value):
         value = value.tolist()
     if not isinstance(value, (list, tuple)):
         return [check_one(value)] * (1 if num_images is None else num_images)

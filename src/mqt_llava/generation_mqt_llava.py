@@ -18,7 +18,10 @@ from .configuration_mqt_llava import check_num_visual_tokens
 
 
 def visual_tokens_per_image(
-    placeholder_mask: torch.Tensor, num_images: int, visual_token_counts: torch.Tensor | list[int] | None = None
+    placeholder_mask: torch.Tensor,
+    num_images: int,
+    max_visual_tokens: int,
+    visual_token_counts: torch.Tensor | list[int] | None = None,
 ) -> list[int]:
     """
     How many placeholders of a batch belong to each image.
@@ -26,6 +29,7 @@ def visual_tokens_per_image(
     Args:
         placeholder_mask: Bool `(batch, length)`, true at the placeholders.
         num_images: Images of the whole batch, in the order in which the prompts show them.
+        max_visual_tokens: M.
         visual_token_counts: Long `(num_images,)`, as the processor emits them. Without them the placeholders are
             shared equally by the images, which must come out even within each row.
 
@@ -40,9 +44,9 @@ def visual_tokens_per_image(
     error = f"Image features and image tokens do not match: {total} image tokens in the prompts, "
 
     if visual_token_counts is not None:
-        counts = [int(count) for count in visual_token_counts]
-        if len(counts) != num_images:
-            raise ValueError(f"`visual_token_counts` has {len(counts)} entries for {num_images} images.")
+        counts = check_num_visual_tokens(
+            visual_token_counts, max_visual_tokens, num_images, name="visual_token_counts"
+        )
         # An image never spans two prompts, so each row must end where an image ends.
         row_ends, image_ends = set(accumulate(per_row)) - {0}, set(accumulate(counts))
         if sum(counts) != total or not row_ends <= image_ends:
@@ -118,6 +122,20 @@ def restore_prompt(sequences: torch.Tensor, prompt: torch.Tensor, resized_length
     """
     prompt = prompt.repeat_interleave(len(sequences) // len(prompt), dim=0).to(sequences.device)
     return torch.cat([prompt, sequences[:, resized_length:]], dim=-1)
+
+
+def encoded_images(mm_encoder_outputs: dict[str, ModelOutput] | None) -> ModelOutput | None:
+    """
+    What `mm_encoder_outputs` holds for images.
+
+    Raises:
+        ValueError: It is not of the form `{"image": output of get_image_features}`.
+    """
+    if unknown := set(mm_encoder_outputs or {}) - {"image"}:
+        raise ValueError(
+            f"`mm_encoder_outputs` has {sorted(unknown)}, but must be {{'image': output of get_image_features}}."
+        )
+    return (mm_encoder_outputs or {}).get("image")
 
 
 def images_per_row(placeholder_mask: torch.Tensor, counts: list[int]) -> list[list[int]]:
@@ -256,7 +274,7 @@ class MQTLlavaGenerationMixin:
             nothing to re-size.
         """
         embeds, pixel_values = kwargs.get("inputs_embeds"), kwargs.get("pixel_values")
-        image_outputs = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        image_outputs = encoded_images(kwargs.get("mm_encoder_outputs"))
         if pixel_values is not None and image_outputs is not None:
             raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
         cache = kwargs.get("past_key_values")
@@ -291,7 +309,7 @@ class MQTLlavaGenerationMixin:
             if mask.shape != tokens.shape[:2] or given is None or int(sum(given)) != int(placeholders.sum()):
                 return prompt, None
 
-        counts = visual_tokens_per_image(placeholders, num_images, given)
+        counts = visual_tokens_per_image(placeholders, num_images, self.config.max_visual_tokens, given)
         rows = images_per_row(placeholders, counts)
         cached_rows = rows if cached_rows is None else cached_rows
         if asked is not None and asked != counts:

@@ -21,7 +21,12 @@ from transformers.utils import TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mqt_llava import MQTLlavaConfig, check_num_visual_tokens
-from .generation_mqt_llava import MQTLlavaGenerationMixin, cut_visual_tokens, visual_tokens_per_image
+from .generation_mqt_llava import (
+    MQTLlavaGenerationMixin,
+    cut_visual_tokens,
+    encoded_images,
+    visual_tokens_per_image,
+)
 
 
 NEVER = -1e4  # a logit whose exponential is zero in every dtype, and that every dtype can hold
@@ -84,7 +89,7 @@ class MQTLlavaResampler(nn.Module):
     def __init__(self, config: MQTLlavaConfig):
         super().__init__()
         width, self.num_heads = config.vision_config.hidden_size, config.resampler_num_attention_heads
-        if width % self.num_heads or width % 4:
+        if self.num_heads < 1 or width % self.num_heads or width % 4:
             raise ValueError(
                 f"The vision tower's hidden size is {width}, but must be divisible by 4 (sine and cosine of two axes) "
                 f"and by `resampler_num_attention_heads`, which is {self.num_heads}."
@@ -162,6 +167,24 @@ class MQTLlavaPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """
+        As [`~PreTrainedModel.from_pretrained`].
+
+        Raises:
+            ValueError: The checkpoint holds tensors of a query transformer that is not this one.
+        """
+        model, loading_info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        if unknown := sorted(key for key in loading_info["unexpected_keys"] if "resampler." in key):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} has tensors that this query transformer does not know: "
+                f"{', '.join(unknown)}."
+            )
+        return (model, loading_info) if output_loading_info else model
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -292,7 +315,7 @@ class MQTLlavaModel(MQTLlavaPreTrainedModel):
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        image_outputs = (mm_encoder_outputs or {}).get("image")
+        image_outputs = encoded_images(mm_encoder_outputs)
         if pixel_values is not None and image_outputs is not None:
             raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
 
@@ -310,7 +333,7 @@ class MQTLlavaModel(MQTLlavaPreTrainedModel):
             # features, which is checked below.
             if counts is not None or not torch.compiler.is_compiling():
                 num_images = len(pixel_values) if image_outputs is None else len(image_outputs.pooler_output)
-                counts = visual_tokens_per_image(placeholder_mask, num_images, counts)
+                counts = visual_tokens_per_image(placeholder_mask, num_images, self.config.max_visual_tokens, counts)
             if image_outputs is None:
                 image_outputs = self.get_image_features(pixel_values, counts, return_dict=True)
             elif counts is not None:

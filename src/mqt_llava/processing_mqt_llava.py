@@ -1,21 +1,19 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
 """Processor of MQT-LLaVA: images and text in, with as many placeholders per image as it gets visual tokens."""
 
-import os
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import PIL.Image
-import torch
 import transformers
 from transformers import BatchFeature
-from transformers.image_utils import ChannelDimension, ImageInput, infer_channel_dimension_format, load_image
+from transformers.image_utils import ImageInput
 from transformers.processing_utils import ImagesKwargs, MultiModalData, ProcessingKwargs, ProcessorMixin
 from transformers.tokenization_utils_base import TextInput
 
-from .configuration_mqt_llava import check_num_visual_tokens
+from .configuration_mqt_llava import check_max_visual_tokens, check_num_visual_tokens
+from .images_mqt_llava import flatten_images, load_rgb
 
+
+IMAGE_TOKEN = "<image>"
 
 # LLaVA's "v1" conversation. A message shows its images first, as the model was trained. A user who types `<image>`
 # gets `< image>`, also across two blocks of text, so that text is never taken for an image.
@@ -24,7 +22,11 @@ V1_CHAT_TEMPLATE = """\
 {%- if content is string -%}
 {{ content | replace('<image>', '< image>') }}
 {%- else -%}
-{%- for block in content if block['type'] == 'image' -%}{{ '<image>\n' }}{%- endfor -%}
+{%- for block in content -%}
+{%- if block['type'] == 'image' -%}{{ '<image>\n' }}
+{%- elif block['type'] != 'text' -%}{{ raise_exception("A message cannot show " + block['type'] + ".") }}
+{%- endif -%}
+{%- endfor -%}
 {{ content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join | replace('<image>', '< image>') }}
 {%- endif -%}
 {%- endmacro -%}
@@ -38,7 +40,7 @@ and polite answers to the human's questions. " }}
 {%- elif message['role'] == 'user' -%}
 {{ 'USER: ' + render(message['content']) + ' ' }}
 {%- elif message['role'] == 'assistant' -%}
-{{ 'ASSISTANT: ' }}{% generation %}{{ render(message['content']) + '</s>' }}{% endgeneration %}
+{{ 'ASSISTANT: ' }}{% generation %}{{ render(message['content']) + eos_token }}{% endgeneration %}
 {%- else -%}
 {{ raise_exception("A message's role is " + message['role'] + ", but must be system, user or assistant.") }}
 {%- endif -%}
@@ -69,15 +71,13 @@ class MQTLlavaProcessor(ProcessorMixin):
     Args:
         image_processor: Turns images into `pixel_values`; always run by its PIL backend, whose pixels are the ones
             that the model was trained on.
-        tokenizer: A tokenizer that knows `image_token`.
+        tokenizer: A tokenizer that knows the placeholder `<image>`.
         max_visual_tokens (`int`, defaults to 256):
             M, the most visual tokens an image can have.
         num_visual_tokens (`int`, *optional*):
             Visual tokens of an image when a call does not say. `None` is M.
         chat_template (`str`, *optional*):
             LLaVA's v1 template by default.
-        image_token (`str`, defaults to `"<image>"`):
-            The placeholder.
 
     ```python
     >>> processor = MQTLlavaProcessor.from_pretrained("model_cards/mqt-llava-tiny")
@@ -94,18 +94,18 @@ class MQTLlavaProcessor(ProcessorMixin):
         tokenizer=None,
         max_visual_tokens: int = 256,
         chat_template: str | None = V1_CHAT_TEMPLATE,
-        image_token: str = "<image>",
         **kwargs,
     ):
         # Among the keywords, since transformers tells arguments of a processor from those of a call by their names.
         num_visual_tokens = kwargs.pop("num_visual_tokens", None)
         # Checks that these are an image processor and a tokenizer.
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
-        if image_token not in tokenizer.get_vocab():
+        if IMAGE_TOKEN not in tokenizer.get_vocab():
             raise ValueError(
-                f"The tokenizer does not know `image_token` {image_token!r}. Add it with "
-                f"`tokenizer.add_tokens({image_token!r}, special_tokens=True)`, and give the model its id."
+                f"`tokenizer` does not know {IMAGE_TOKEN}. Add it with "
+                f"`tokenizer.add_tokens({IMAGE_TOKEN!r}, special_tokens=True)`, and give the model its id."
             )
+        check_max_visual_tokens(max_visual_tokens)
         if num_visual_tokens is not None:
             (num_visual_tokens,) = check_num_visual_tokens(num_visual_tokens, max_visual_tokens)
         if image_processor.backend != "pil":
@@ -117,8 +117,8 @@ class MQTLlavaProcessor(ProcessorMixin):
             tokenizer.init_kwargs.pop(name, None)
         self.max_visual_tokens = max_visual_tokens
         self.num_visual_tokens = num_visual_tokens
-        self.image_token = image_token
-        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        self.image_token = IMAGE_TOKEN
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.auto_map = {"AutoProcessor": "processing_mqt_llava.MQTLlavaProcessor"}
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,10 +133,14 @@ class MQTLlavaProcessor(ProcessorMixin):
         is_batch = isinstance(text, (list, tuple))
         if text is not None and not all(isinstance(sample, str) for sample in (text if is_batch else [text])):
             raise TypeError(f"`text` is {repr(text)[:100]}, but must be a string or a list of strings.")
+        call_kwargs = {**kwargs.get("images_kwargs", {}), **kwargs}
+        if images is None and isinstance(call_kwargs.get("num_visual_tokens"), int):
+            # Text alone has none, but a wrong number is not passed over.
+            check_num_visual_tokens(call_kwargs["num_visual_tokens"], self.max_visual_tokens)
         if images is not None:
             if is_batch and isinstance(images, (list, tuple)):
                 self._check_images_per_prompt(images, text)
-            data_format = {**kwargs.get("images_kwargs", {}), **kwargs}.get("input_data_format")
+            data_format = call_kwargs.get("input_data_format")
             images = flatten_images(images)
             images = [load_rgb(image, index, data_format) for index, image in enumerate(images)] or None
         return super().prepare_inputs_layout(images=images, text=text, **kwargs)
@@ -189,89 +193,6 @@ class MQTLlavaProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return [*super().model_input_names, "visual_token_counts"]
-
-
-def flatten_images(images: Any) -> list:
-    """One image, a list, or a list of lists (images prompt by prompt), as a flat list in the same order."""
-    if isinstance(images, (list, tuple)):
-        return [image for item in images for image in flatten_images(item)]
-    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
-        return list(images)
-    return [images]
-
-
-def load_rgb(image: Any, index: int, data_format: str | None = None) -> PIL.Image.Image:
-    """
-    Reads one image and drops its alpha channel, as the original code does; transformers would show it on white.
-
-    Args:
-        image: A PIL image, a path, a URL, base64, or an array or tensor of integers in 0..255, `(height, width)` or
-            with 1, 3 or 4 channels first or last.
-        index: Its place among the images, for the errors.
-        data_format: `"channels_first"` or `"channels_last"` for arrays whose shape leaves it open.
-
-    Raises:
-        TypeError: It is none of these.
-        ValueError: It cannot be decoded, has no pixels, or would not fit into memory once it is padded to a square.
-    """
-    if isinstance(image, (np.ndarray, torch.Tensor)):
-        image = array_to_image(image, index, data_format)
-    elif isinstance(image, os.PathLike):
-        image = os.fspath(image)
-    if isinstance(image, str):
-        with naming_image(index):
-            image = load_image(image)
-    if not isinstance(image, PIL.Image.Image):
-        raise TypeError(
-            f"images[{index}] is a {type(image).__name__}, "
-            "but must be a PIL image, an array, a tensor, a path or a URL."
-        )
-    check_image_size(*image.size, index)
-    with naming_image(index):
-        return image.convert("RGB")
-
-
-@contextmanager
-def naming_image(index: int):
-    """Whatever goes wrong in here, says which image it was. Corrupt files make decoders raise anything."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"images[{index}] cannot be read: {str(error)[:500]}") from error
-
-
-def array_to_image(image: np.ndarray | torch.Tensor, index: int, data_format: str | None) -> PIL.Image.Image:
-    name = f"images[{index}] is an array of shape {tuple(image.shape)} and type {image.dtype}"
-    array = image.detach().cpu() if isinstance(image, torch.Tensor) else image
-    if array.ndim == 3 and data_format is None and {array.shape[0], array.shape[-1]} & {1, 3, 4}:
-        data_format = infer_channel_dimension_format(array, num_channels=(1, 3, 4))
-    if isinstance(array, torch.Tensor):
-        # NumPy has no bfloat16, which is refused like all floats.
-        array = array.float().numpy() if array.is_floating_point() else array.numpy()
-    if array.ndim == 3 and data_format == ChannelDimension.FIRST:
-        array = np.moveaxis(array, 0, -1)
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"{name}, but must be (height, width), or have 1, 3 or 4 channels first or last.")
-    check_image_size(array.shape[1], array.shape[0], index)
-    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
-        # Floats could mean 0..1 or 0..255, and the wrong guess is a black image.
-        raise ValueError(f"{name}, but must hold integers in 0..255.")
-    array = array[..., :3].astype(np.uint8)
-    return PIL.Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
-
-
-def check_image_size(width: int, height: int, index: int) -> None:
-    limit = PIL.Image.MAX_IMAGE_PIXELS
-    if width == 0 or height == 0:
-        raise ValueError(f"images[{index}] is {width} x {height}: it has no pixels.")
-    # The limit at which PIL refuses a file, here for the square: a long thin image is small until it is padded.
-    if limit is not None and max(width, height) ** 2 > 2 * limit:
-        raise ValueError(
-            f"images[{index}] is {width} x {height}; padded to a square it exceeds {2 * limit} pixels "
-            "(twice `PIL.Image.MAX_IMAGE_PIXELS`). Scale it down first."
-        )
 
 
 MQTLlavaProcessor.register_for_auto_class()

@@ -1,0 +1,512 @@
+"""Bad input is an error that names the argument, what came, and what is allowed."""
+
+import base64
+import json
+import re
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig, TokenizersBackend
+
+from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration, MQTLlavaProcessor
+
+
+PROMPT = "USER: <image>\nWhat is this? ASSISTANT:"
+IMAGE = Image.new("RGB", (30, 20), "red")
+IMAGE_TOKEN_ID = 99  # of the tiny model, whose M is 16
+
+
+def prompt_ids(*num_placeholders: int) -> torch.Tensor:
+    """One row of the tiny model, with as many placeholders per image as given, and text between."""
+    ids = [1]
+    for count in num_placeholders:
+        ids += [5] + [IMAGE_TOKEN_ID] * count
+    return torch.tensor([ids + [6, 7]])
+
+
+def pixels(num_images: int = 1) -> torch.Tensor:
+    return torch.randn(num_images, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+
+
+def raises(error: type, *parts):
+    """The error's message has these parts, in this order."""
+    return pytest.raises(error, match="(?s)" + ".*".join(re.escape(str(part)) for part in parts))
+
+
+# The number of visual tokens: wherever it is given, the same error. {M} is the most that is allowed there.
+
+BAD_NUMBERS = [
+    (0, ValueError, "is 0, but must be an integer in 1..{M}, or a list with one such integer per image"),
+    (-1, ValueError, "is -1, but must be an integer in 1..{M}"),
+    ("M+1", ValueError, "is {M+1}, but must be an integer in 1..{M}"),
+    (10**30, ValueError, f"is {10**30}, but must be an integer in 1..{{M}}"),
+    (True, TypeError, "is True, but must be an integer in 1..{M}"),
+    (1.5, TypeError, "is 1.5, but must be an integer in 1..{M}"),
+    (4.0, TypeError, "is 4.0, but must be an integer in 1..{M}"),
+    (float("nan"), TypeError, "is nan, but must be an integer in 1..{M}"),
+    ("16", TypeError, "is '16', but must be an integer in 1..{M}"),
+    ({4}, TypeError, "is {4}, but must be an integer in 1..{M}"),
+    (torch.tensor(1.5), TypeError, "is 1.5, but must be an integer in 1..{M}"),
+    (torch.tensor([[4]]), TypeError, "is [[4]], but must be an integer in 1..{M}"),
+    ([0], ValueError, "is [0], but must be an integer in 1..{M}"),
+    ([True], TypeError, "is [True], but must be an integer in 1..{M}"),
+    (["4"], TypeError, "is ['4'], but must be an integer in 1..{M}"),
+    ([None], TypeError, "is [None], but must be an integer in 1..{M}"),
+    ([], ValueError, "has 0 entries for 1 image, but must be an integer in 1..{M}, or a list"),
+    ([16, 16], ValueError, "has 2 entries for 1 image, but must be an integer in 1..{M}, or a list"),
+]
+EACH_BAD_NUMBER = pytest.mark.parametrize(
+    "m, error, message", BAD_NUMBERS, ids=[repr(case[0]) for case in BAD_NUMBERS]
+)
+
+
+def filled_in(m, message: str, max_visual_tokens: int):
+    message = message.replace("{M}", str(max_visual_tokens)).replace("{M+1}", str(max_visual_tokens + 1))
+    return max_visual_tokens + 1 if isinstance(m, str) and m == "M+1" else m, message
+
+
+def chat(processor, **processor_kwargs):
+    content = [{"type": "image", "image": IMAGE}, {"type": "text", "text": "What is this?"}]
+    messages = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(messages, tokenize=True, return_dict=True, processor_kwargs=processor_kwargs)
+
+
+@EACH_BAD_NUMBER
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda p, m: p(images=IMAGE, text=PROMPT, num_visual_tokens=m),
+        lambda p, m: p(images=IMAGE, text=PROMPT, images_kwargs={"num_visual_tokens": m}),
+        lambda p, m: p(images=IMAGE, num_visual_tokens=m),
+        lambda p, m: chat(p, num_visual_tokens=m),
+    ],
+    ids=["call", "images_kwargs", "images alone", "chat"],
+)
+def test_num_visual_tokens_of_the_processor(processor, call, m, error, message):
+    m, message = filled_in(m, message, 256)
+    with raises(error, "`num_visual_tokens`", message):
+        call(processor, m)
+
+
+@EACH_BAD_NUMBER
+@pytest.mark.parametrize("where", ["argument", "generation_config", "model's generation_config"])
+def test_num_visual_tokens_of_generate(tiny_model, where, m, error, message):
+    m, message = filled_in(m, message, 16)
+    kwargs = {"max_new_tokens": 2}
+    if where == "argument":
+        kwargs["num_visual_tokens"] = m
+    elif where == "generation_config":
+        kwargs = {"generation_config": GenerationConfig(num_visual_tokens=m, max_new_tokens=2)}
+    else:
+        tiny_model.generation_config.num_visual_tokens = m
+    with raises(error, "`num_visual_tokens`", message):
+        tiny_model.generate(input_ids=prompt_ids(4), pixel_values=pixels(), **kwargs)
+
+
+@EACH_BAD_NUMBER
+def test_visual_token_counts_of_get_image_features(tiny_model, m, error, message):
+    m, message = filled_in(m, message, 16)
+    with raises(error, "`visual_token_counts`", message):
+        tiny_model.get_image_features(pixels(), visual_token_counts=m)
+
+
+@pytest.mark.parametrize("m, error", [(0, ValueError), (257, ValueError), (True, TypeError), (1.5, TypeError)])
+def test_num_visual_tokens_as_the_processors_default(converted, processor, m, error):
+    for make in (
+        lambda: MQTLlavaProcessor(processor.image_processor, processor.tokenizer, num_visual_tokens=m),
+        lambda: AutoProcessor.from_pretrained(converted["mqt_llava_original_tiny"], num_visual_tokens=m),
+    ):
+        with raises(error, f"`num_visual_tokens` is {m}, but must be an integer in 1..256"):
+            make()
+
+
+def test_list_as_the_processors_default(processor):
+    with raises(TypeError, "`num_visual_tokens` is [16], but a default must be an integer in 1..256"):
+        MQTLlavaProcessor(processor.image_processor, processor.tokenizer, num_visual_tokens=[16])
+
+
+def test_one_number_in_a_list_for_two_images(processor, tiny_model):
+    with raises(ValueError, "`num_visual_tokens` has 1 entries for 2 images", "in 1..256"):
+        processor(images=[IMAGE, IMAGE], text=PROMPT * 2, num_visual_tokens=[16])
+    with raises(ValueError, "`num_visual_tokens` has 1 entries for 2 images", "in 1..16"):
+        tiny_model.generate(input_ids=prompt_ids(4, 4), pixel_values=pixels(2), num_visual_tokens=[16])
+
+
+def test_number_out_of_range_for_a_prompt_without_images(tiny_model):
+    with raises(ValueError, "`num_visual_tokens` is 17", "1..16"):
+        tiny_model.generate(input_ids=prompt_ids(), num_visual_tokens=17, max_new_tokens=2)
+
+
+# Prompts and images that do not fit
+
+
+@pytest.mark.parametrize(
+    "images, text, parts",
+    [
+        (IMAGE, "Hello", ["0 <image> tokens", "1 images"]),
+        (None, PROMPT, ["1 <image> tokens", "0 images"]),
+        ([], PROMPT, ["1 <image> tokens", "0 images"]),
+        (IMAGE, PROMPT + PROMPT, ["2 <image> tokens", "1 images"]),
+        ([IMAGE] * 3, [PROMPT, PROMPT], ["2 <image> tokens", "3 images", "[1, 1]"]),
+        ([IMAGE], [], ["0 <image> tokens", "1 images"]),
+        ([[IMAGE, IMAGE], []], [PROMPT, PROMPT], ["text[0] has 1 <image> tokens", "images[0] holds 2 images"]),
+        ([[IMAGE], []], ["Hello", PROMPT], ["text[0] has 0 <image> tokens", "images[0] holds 1 images"]),
+        ([[IMAGE], [IMAGE], []], [PROMPT, PROMPT], ["list of 3 lists", "2 prompts"]),
+        ([[IMAGE, IMAGE]], [PROMPT, PROMPT], ["list of 1 lists", "2 prompts"]),
+    ],
+)
+def test_more_or_fewer_image_tokens_than_images(processor, images, text, parts):
+    with raises(ValueError, *parts):
+        processor(images=images, text=text, num_visual_tokens=1)
+
+
+@pytest.mark.parametrize("text", [3, b"<image>", [3], [["a", "<image>"]], [PROMPT, None], {"text": PROMPT}], ids=repr)
+def test_text_that_is_no_string(processor, text):
+    with raises(TypeError, "`text` is ", "must be a string or a list of strings"):
+        processor(images=IMAGE, text=text)
+
+
+def test_text_and_images_in_the_wrong_order(processor):
+    with raises(TypeError, "`text` is <PIL.Image", "must be a string"):
+        processor(PROMPT, IMAGE)
+
+
+def test_no_input_at_all(processor):
+    with raises(ValueError, "at least one input"):
+        processor()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("text", [PROMPT, "What is this? " * 9 + "<image>", "<image>" + " What is this?" * 9])
+def test_truncation_that_cuts_placeholders(processor, text, side):
+    with raises(ValueError, "truncation", "max_length"):
+        processor(
+            images=IMAGE,
+            text=text,
+            num_visual_tokens=16,
+            truncation=True,
+            max_length=12,
+            text_kwargs={"truncation_side": side},
+        )
+
+
+def test_unknown_role_in_a_chat(processor):
+    with pytest.raises(Exception, match="role is tool, but must be system, user or assistant"):
+        processor.apply_chat_template([{"role": "tool", "content": "Hello"}])
+
+
+# Images
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A file of a few bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return PNG + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+
+
+BAD_FILES = {
+    "empty": b"",
+    "no image": b"Hello",
+    "truncated": png_that_claims(30, 20)[:50],
+    "corrupt": png_that_claims(30, 20).replace(b"IDAT", b"IDAT\xff"),
+    "cut in its data": png_that_claims(300, 200),
+    "decompression bomb": png_that_claims(60_000, 60_000),
+    "long strip": png_that_claims(60_000, 1),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+@pytest.mark.parametrize("source", ["path", "base64"])
+def test_file_that_cannot_be_read(processor, tmp_path, name, source):
+    path = tmp_path / "image.png"
+    path.write_bytes(BAD_FILES[name])
+    given = str(path) if source == "path" else "data:image/png;base64," + base64.b64encode(BAD_FILES[name]).decode()
+    with raises(ValueError, "images[1]"):
+        processor(images=[IMAGE, given], text=PROMPT * 2, num_visual_tokens=1)
+
+
+def test_truncated_image_that_was_opened_by_the_user(processor, tmp_path):
+    path = tmp_path / "image.png"
+    path.write_bytes(BAD_FILES["cut in its data"])
+    with raises(ValueError, "images[0] cannot be read", "truncated"):
+        processor(images=Image.open(path), text=PROMPT)
+
+
+def test_decompression_bomb_says_how_large_it_is(processor, tmp_path):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(BAD_FILES["decompression bomb"])
+    with raises(ValueError, "images[0]", "3600000000 pixels", "exceeds limit"):
+        processor(images=path, text=PROMPT)
+
+
+@pytest.mark.parametrize(
+    "image, size",
+    [
+        (Image.new("RGB", (60_000, 1)), "60000 x 1"),
+        (Image.new("L", (1, 60_000)), "1 x 60000"),
+        (np.zeros((60_000, 1), np.uint8), "1 x 60000"),
+        (np.zeros((2, 60_000, 3), np.uint8), "60000 x 2"),
+        (torch.zeros(3, 2, 60_000, dtype=torch.uint8), "60000 x 2"),
+    ],
+    ids=["PIL", "PIL gray", "gray array", "array", "tensor"],
+)
+def test_strip_whose_square_would_not_fit_into_memory(processor, image, size):
+    with raises(ValueError, f"images[0] is {size}", "padded to a square it exceeds 178956970 pixels", "Scale it down"):
+        processor(images=image, text=PROMPT)
+
+
+def test_users_own_limit_of_pixels_is_kept(processor, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with raises(ValueError, "images[0] is 30 x 20", "800 pixels"):
+        processor(images=IMAGE, text=PROMPT)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    processor(images=IMAGE, text=PROMPT, num_visual_tokens=1)
+
+
+@pytest.mark.parametrize(
+    "image, size",
+    [
+        (Image.new("RGB", (0, 5)), "0 x 5"),
+        (Image.new("RGB", (5, 0)), "5 x 0"),
+        (np.zeros((0, 5, 3), np.uint8), "5 x 0"),
+        (torch.zeros(3, 5, 0, dtype=torch.uint8), "0 x 5"),
+    ],
+)
+def test_image_without_pixels(processor, image, size):
+    with raises(ValueError, f"images[0] is {size}: it has no pixels"):
+        processor(images=image, text=PROMPT)
+
+
+@pytest.mark.parametrize("image", [None, 3, b"bytes", {"url": "x"}, {1}], ids=repr)
+def test_image_of_another_type(processor, image):
+    with raises(
+        TypeError, f"images[1] is a {type(image).__name__}", "must be a PIL image, an array, a tensor, a path"
+    ):
+        processor(images=[IMAGE, image], text=PROMPT * 2)
+
+
+@pytest.mark.parametrize("image", ["no_such_file.png", "", "ftp://example.com/a.png", "a\0b.png"], ids=repr)
+def test_image_that_is_nowhere(processor, image):
+    with raises(ValueError, "images[0] cannot be read", "valid URL", "valid path", f"Got {image}"):
+        processor(images=image, text=PROMPT)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (20, 30, 2), (20, 30, 5), (1, 1, 20, 30, 3)], ids=str)
+def test_array_that_is_no_image(processor, shape):
+    with raises(ValueError, f"images[0] is an array of shape {shape}", "1, 3 or 4 channels first or last"):
+        processor(images=np.zeros(shape, np.uint8), text=PROMPT)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.full((20, 30, 3), 0.5),
+        np.full((20, 30, 3), 0.5, np.float32),
+        np.full((20, 30, 3), np.nan),
+        np.ones((20, 30, 3), bool),
+        np.full((20, 30, 3), 256),
+        np.full((20, 30, 3), -1),
+        torch.rand(3, 20, 30),
+        torch.rand(3, 20, 30, dtype=torch.bfloat16),
+        torch.rand(3, 20, 30, requires_grad=True),
+    ],
+    ids=lambda image: f"{type(image).__name__} {image.dtype}",
+)
+def test_array_of_other_values_than_0_to_255(processor, image):
+    with raises(ValueError, f"images[0] is an array of shape {tuple(image.shape)} and type {image.dtype}", "0..255"):
+        processor(images=image, text=PROMPT)
+
+
+# forward and generate
+
+
+@pytest.mark.parametrize("call", ["forward", "generate"])
+@pytest.mark.parametrize(
+    "placeholders, num_images, counts, parts",
+    [
+        ((), 1, None, ["0 image tokens", "1 images"]),
+        ((4,), 3, None, ["4 image tokens", "3 images cannot share equally", "visual_token_counts"]),
+        ((4,), 1, [5], ["4 image tokens", "5 visual tokens for 1 images"]),
+        ((4, 2), 2, [4, 4], ["6 image tokens", "8 visual tokens for 2 images", "[4, 4]"]),
+        ((4,), 1, [2, 2], ["`visual_token_counts` has 2 entries for 1 image"]),
+        ((4,), 2, [4, 0], ["`visual_token_counts`", "[4, 0]", "1..16"]),
+        ((17,), 1, None, ["17", "1..16"]),
+    ],
+)
+def test_placeholders_and_images_do_not_match(tiny_model, call, placeholders, num_images, counts, parts):
+    inputs = {"input_ids": prompt_ids(*placeholders), "pixel_values": pixels(num_images)}
+    if counts is not None:
+        inputs["visual_token_counts"] = torch.tensor(counts)
+    with raises(ValueError, *parts):
+        tiny_model(**inputs) if call == "forward" else tiny_model.generate(**inputs, max_new_tokens=1)
+
+
+def test_image_that_would_span_two_prompts(tiny_model):
+    ids = torch.tensor([[99, 99, 99, 5], [99, 5, 6, 7]])
+    with raises(ValueError, "do not match", "[3, 1]", "[2, 2]"):
+        tiny_model(input_ids=ids, pixel_values=pixels(2), visual_token_counts=torch.tensor([2, 2]))
+
+
+@pytest.mark.parametrize("call", ["forward", "generate"])
+def test_pixel_values_and_encoded_images(tiny_model, call):
+    inputs = {"input_ids": prompt_ids(4), "pixel_values": pixels()}
+    inputs["mm_encoder_outputs"] = {"image": tiny_model.get_image_features(pixels())}
+    with raises(ValueError, "both pixel_values and mm_encoder_outputs"):
+        tiny_model(**inputs) if call == "forward" else tiny_model.generate(**inputs, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("call", ["forward", "generate"])
+def test_images_encoded_into_fewer_tokens_than_the_prompt_has(tiny_model, call):
+    encoded = tiny_model.get_image_features(pixels(), visual_token_counts=[2])
+    inputs = {"input_ids": prompt_ids(4), "mm_encoder_outputs": {"image": encoded}}
+    with raises(ValueError, "[4] visual tokens are asked for", "encoded into [2]"):
+        tiny_model(**inputs) if call == "forward" else tiny_model.generate(**inputs, max_new_tokens=1)
+
+
+def test_generate_with_more_tokens_than_the_images_were_encoded_into(tiny_model):
+    encoded = tiny_model.get_image_features(pixels(), visual_token_counts=[2])
+    with raises(ValueError, "[4] visual tokens are asked for", "encoded into [2]"):
+        tiny_model.generate(
+            input_ids=prompt_ids(2), mm_encoder_outputs={"image": encoded}, num_visual_tokens=4, max_new_tokens=1
+        )
+
+
+def test_input_ids_and_inputs_embeds(tiny_model):
+    ids = prompt_ids(4)
+    for inputs in ({}, {"input_ids": ids, "inputs_embeds": tiny_model.get_input_embeddings()(ids)}):
+        with raises(ValueError, "exactly one of input_ids or inputs_embeds"):
+            tiny_model(pixel_values=pixels(), **inputs)
+
+
+def test_inputs_embeds_cannot_be_resized(tiny_model):
+    embeds = tiny_model.get_input_embeddings()(prompt_ids(4))
+    with raises(ValueError, "`num_visual_tokens` is 2", "`inputs_embeds` holds [4]", "Pass `input_ids`"):
+        tiny_model.generate(inputs_embeds=embeds, pixel_values=pixels(), num_visual_tokens=2, max_new_tokens=1)
+
+
+def test_cache_at_another_number_of_visual_tokens(tiny_model):
+    ids = prompt_ids(4)
+    first = tiny_model.generate(input_ids=ids, pixel_values=pixels(), max_new_tokens=1, return_dict_in_generate=True)
+    with raises(ValueError, "`past_key_values` holds images at [4]", "asks for [2]"):
+        tiny_model.generate(
+            input_ids=torch.cat([first.sequences, torch.tensor([[7]])], dim=1),
+            pixel_values=pixels(),
+            past_key_values=first.past_key_values,
+            num_visual_tokens=2,
+            max_new_tokens=1,
+        )
+
+
+def test_attention_mask_of_another_shape(tiny_model):
+    with raises(ValueError, "`attention_mask` is (1, 3)", "`input_ids` (1, 8)"):
+        tiny_model.generate(
+            input_ids=prompt_ids(4),
+            pixel_values=pixels(),
+            attention_mask=torch.ones(1, 3, dtype=torch.long),
+            num_visual_tokens=2,
+            max_new_tokens=1,
+        )
+
+
+def test_misspelt_argument_of_generate(tiny_model):
+    with raises(ValueError, "num_visual_token'"):
+        tiny_model.generate(input_ids=prompt_ids(4), pixel_values=pixels(), num_visual_token=2)
+
+
+def test_image_of_another_size_than_the_vision_towers(tiny_model):
+    with raises(ValueError, "56*56", "28*28"):
+        tiny_model.get_image_features(torch.zeros(1, 3, 56, 56))
+
+
+# Config, checkpoint folder, processor
+
+BAD_CONFIGS = [
+    ({"max_visual_tokens": 15}, "`max_visual_tokens` is 15", "square number such as 16, 64 or 256"),
+    ({"max_visual_tokens": 0}, "`max_visual_tokens` is 0", "square number"),
+    ({"max_visual_tokens": -4}, "`max_visual_tokens` is -4", "square number"),
+    ({"vision_feature_select_strategy": "cls"}, "`vision_feature_select_strategy` is 'cls'", "'default' and 'full'"),
+    ({"vision_feature_layer": 0}, "`vision_feature_layer` is 0", "1..3 and -3..-1"),
+    ({"vision_feature_layer": 4}, "`vision_feature_layer` is 4", "1..3 and -3..-1"),
+    ({"resampler_num_attention_heads": 5}, "hidden size is 32", "`resampler_num_attention_heads`, which is 5"),
+]
+
+
+@pytest.mark.parametrize("change, what, allowed", BAD_CONFIGS, ids=[str(case[0]) for case in BAD_CONFIGS])
+def test_bad_config(change, what, allowed):
+    with raises(ValueError, what, allowed):
+        MQTLlavaForConditionalGeneration(tiny_config(**change))
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    """A checkpoint of the tiny model."""
+    tiny_model.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_folder_with_max_visual_tokens_not_a_square(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_visual_tokens": 15}))
+    for load in (AutoConfig.from_pretrained, MQTLlavaForConditionalGeneration.from_pretrained):
+        with raises(ValueError, "`max_visual_tokens` is 15", "square number"):
+            load(folder)
+
+
+def test_folder_without_config(folder):
+    (folder / "config.json").unlink()
+    for load in (AutoConfig.from_pretrained, AutoModelForImageTextToText.from_pretrained):
+        with raises(ValueError, folder, "config.json"):
+            load(folder)
+    # Else the model's own class would go on to build the 7B model that a config without arguments describes.
+    with raises(OSError, folder, "config.json"):
+        MQTLlavaConfig.from_pretrained(folder)
+
+
+def test_folder_with_an_unknown_resampler_key(folder):
+    change_weights(folder, lambda weights: weights.update({"model.resampler.mystery.weight": torch.zeros(3)}))
+    with raises(ValueError, folder, "does not know: model.resampler.mystery.weight"):
+        MQTLlavaForConditionalGeneration.from_pretrained(folder)
+
+
+def test_folder_with_a_resampler_of_another_size(folder):
+    change_weights(folder, lambda weights: weights.update({"model.resampler.query": torch.zeros(9, 32)}))
+    with raises(RuntimeError, "ignore_mismatched_sizes"):
+        MQTLlavaForConditionalGeneration.from_pretrained(folder)
+
+
+def test_processor_of_wrong_parts(processor):
+    image_processor, tokenizer = processor.image_processor, processor.tokenizer
+    for parts in ((), (tokenizer, image_processor), (None, tokenizer), (image_processor, None)):
+        with raises(TypeError, "Received a"):
+            MQTLlavaProcessor(*parts)
+
+
+def test_processor_with_a_misspelt_argument(processor):
+    with raises(TypeError, "num_tokens"):
+        MQTLlavaProcessor(processor.image_processor, processor.tokenizer, num_tokens=4)
+
+
+def test_processor_whose_tokenizer_does_not_know_the_image_token(processor):
+    vocabulary = Tokenizer(WordLevel({"<unk>": 0, "picture": 1}, unk_token="<unk>"))
+    with raises(ValueError, "`tokenizer` does not know <image>", "add_tokens"):
+        MQTLlavaProcessor(processor.image_processor, TokenizersBackend(tokenizer_object=vocabulary))

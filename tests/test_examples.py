@@ -1,0 +1,107 @@
+"""The scripts in examples/, with the embedded checkpoint and without the dataset."""
+
+import gzip
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import REPOSITORY
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+
+
+CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
+IMAGES = REPOSITORY / "examples" / "images"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Four files like Fashion-MNIST's, with noise for photos."""
+    folder, rng = tmp_path_factory.mktemp("dataset"), np.random.default_rng(0)
+    for split in ("train", "t10k"):
+        images = rng.integers(0, 256, (100, 28, 28), dtype=np.uint8)
+        (folder / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + images.tobytes()))
+        labels = np.arange(100, dtype=np.uint8) % 10
+        (folder / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + labels.tobytes()))
+    return folder
+
+
+def test_demo_prints_answers_and_saves_a_picture(tmp_path):
+    command = [sys.executable, REPOSITORY / "examples" / "answer_at_budgets.py", "--output", tmp_path / "demo.png"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    for budget in (1, 2, 4, 8, 16):
+        assert f"{budget} visual tokens, prompt of" in output
+    assert Image.open(tmp_path / "demo.png").size[0] > 1000
+
+
+def test_embedded_checkpoint_answers_about_held_out_photos():
+    """With all tokens nearly everything is right, with one token still what is coarse."""
+    pipe = pipeline("image-text-to-text", model=str(CHECKPOINT))
+    right = {1: [], 16: []}
+    for name, pairs in json.loads((IMAGES / "questions.json").read_text()).items():
+        for question, truth in pairs:
+            content = [{"type": "image", "path": str(IMAGES / name)}, {"type": "text", "text": question}]
+            for budget, answers in right.items():
+                (output,) = pipe(
+                    [{"role": "user", "content": content}],
+                    generate_kwargs={"num_visual_tokens": budget, "do_sample": False, "max_new_tokens": 80},
+                    return_full_text=False,
+                )
+                answers.append((truth in ("yes", "no"), output["generated_text"].strip() == truth))
+    assert sum(correct for _, correct in right[16]) >= 0.7 * len(right[16])
+    assert all(correct for is_coarse, correct in right[1] if is_coarse)
+
+
+def test_embedded_checkpoint_is_small_and_complete():
+    files = {path.name for path in CHECKPOINT.iterdir()}
+    assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "README.md"} <= files
+    assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= 15e6
+    model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
+    processor = AutoProcessor.from_pretrained(CHECKPOINT)
+    assert model.config.max_visual_tokens == processor.max_visual_tokens == 16
+
+
+def test_evaluation_counts_right_answers(dataset, tmp_path):
+    from evaluate import main, score
+
+    assert score("position", "bag", "bag") == 1 and score("position", "bag, bag", "bag") == 0
+    assert score("row", "bag, dress, coat", "bag, coat, coat, bag") == 0.5
+    arguments = ["--data-folder", dataset, "--mosaics", 3, "--budgets", 1, 16, "--output", tmp_path / "figures.json"]
+    results = main(list(map(str, arguments)))
+    assert set(results) == {"position", "row", "list", "presence", "most"}
+    assert results["list"]["questions"] == 3
+    assert json.loads((tmp_path / "figures.json").read_text())["results"]["list"]["accuracy"].keys() == {"1", "16"}
+
+
+def test_training_goes_on_where_it_was_stopped(dataset, tmp_path):
+    from train import main
+
+    def train(folder, steps, **changes):
+        options = {
+            "output_dir": tmp_path / folder, "data_folder": dataset, "max_steps": steps, "list_steps": 1,
+            "position_steps": 2, "save_steps": 3, "per_device_train_batch_size": 4, "warmup_steps": 1,
+            "dataloader_num_workers": 0, "use_cpu": True, "disable_tqdm": True, **changes,
+        }  # fmt: skip
+        main([text for name, value in options.items() for text in (f"--{name}", str(value))])
+        return load_file(tmp_path / folder / "model.safetensors")
+
+    whole = train("whole", 5)
+    train("stopped", 5)
+    (tmp_path / "stopped" / "model.safetensors").unlink()
+    for checkpoint in (tmp_path / "stopped").glob("checkpoint-5"):
+        for path in sorted(checkpoint.rglob("*"), reverse=True):
+            path.unlink()
+        checkpoint.rmdir()
+    resumed = train("stopped", 5)
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def test_missing_dataset_says_what_to_install(tmp_path):
+    from mosaics import load_items
+
+    with pytest.raises(FileNotFoundError, match="dataset-fashion-mnist"):
+        load_items("train", str(tmp_path))

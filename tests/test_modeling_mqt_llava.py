@@ -1,0 +1,615 @@
+"""The model: what it computes, what it does not compute, and what it is built from."""
+
+import copy
+import math
+
+import pytest
+import torch
+from helpers import tiny_config
+from tiny_models import IMAGE_TOKEN_ID, enlarge_weights, random_inputs, random_model, random_pixels
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CLIPConfig, CLIPModel
+
+from mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaModel
+from mqt_llava.modeling_mqt_llava import MQTLlavaResampler, sine_cosine_positions
+
+
+VISION_CONFIG = {
+    "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "image_size": 28, "patch_size": 7,
+}  # fmt: skip
+TEXT_CONFIG = {
+    "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 100, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+def text_labels(inputs: dict, image_token_id: int = IMAGE_TOKEN_ID) -> torch.Tensor:
+    """The text as labels: neither padding nor images are learned."""
+    is_text = (inputs["attention_mask"] == 1) & (inputs["input_ids"] != image_token_id)
+    return inputs["input_ids"].where(is_text, -100)
+
+
+def count_calls(module: nn.Module) -> list[torch.Size]:
+    """The shapes of what comes into a module, call by call."""
+    shapes = []
+    module.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
+    return shapes
+
+
+# ---------------------------------------------------------------------------------------------------- visual tokens
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("m", range(1, 17))
+def test_encoding_at_m_equals_the_first_m_of_all(tiny_model, m):
+    pixel_values = random_pixels(3)
+    everything = torch.stack(tiny_model.get_image_features(pixel_values).pooler_output)
+    tokens = torch.stack(tiny_model.get_image_features(pixel_values, [m] * 3).pooler_output)
+    assert tokens.shape == (3, m, 32)
+    assert relative_error(tokens, everything[:, :m]) < 1e-6
+
+
+@torch.no_grad()
+def test_encoding_at_m_equals_the_first_m_of_256(golden_model):
+    resampler = golden_model.model.resampler
+    patches = torch.randn(2, 576, 64, generator=torch.Generator().manual_seed(0))
+    everything = resampler(patches)
+    errors = [relative_error(resampler(patches, num_queries=m), everything[:, :m]) for m in range(1, 257)]
+    assert max(errors) < 1e-6
+
+
+@torch.no_grad()
+def test_each_image_gets_its_own_number_of_tokens(tiny_model):
+    everything = tiny_model.get_image_features(random_pixels(3)).pooler_output
+    features = tiny_model.get_image_features(random_pixels(3), torch.tensor([2, 16, 5]))
+    assert [tokens.shape for tokens in features.pooler_output] == [(2, 32), (16, 32), (5, 32)]
+    for tokens, all_tokens in zip(features.pooler_output, everything):
+        assert relative_error(tokens, all_tokens[: len(tokens)]) < 1e-6
+
+
+@pytest.mark.parametrize("counts", [[0, 4], [17, 4], [4], [True, 4], [1.5, 4], ["4", 4], torch.tensor([1.0, 2.0])])
+def test_wrong_counts_are_refused(tiny_model, counts):
+    with pytest.raises((ValueError, TypeError), match=r"integer in 1\.\.16"):
+        tiny_model.get_image_features(random_pixels(2), counts)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_images", [1, 5])
+def test_attention_weights_are_computed_once_per_call(tiny_model, num_images):
+    resampler = tiny_model.model.resampler
+    queries, keys, values = map(count_calls, (resampler.q_proj, resampler.k_proj, resampler.v_proj))
+    tiny_model(**random_inputs([3] * num_images))
+    assert queries == [(3, 32)]
+    assert keys == [(16, 32)]
+    assert values == [(num_images, 16, 32)]
+
+
+@torch.no_grad()
+def test_attention_weights_do_not_depend_on_the_image(tiny_model):
+    # Then, and only then, the tokens are an affine function of the values.
+    resampler = tiny_model.model.resampler
+    resampler.ln_v = nn.Identity()
+    a, b = torch.randn(2, 1, 16, 32, generator=torch.Generator().manual_seed(0))
+    zero = resampler(torch.zeros_like(a))
+    torch.testing.assert_close(resampler(a + 3 * b) - zero, (resampler(a) - zero) + 3 * (resampler(b) - zero))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "max_visual_tokens, num_patches, heads", [(16, 16, 16), (4, 16, 4), (16, 9, 8), (1, 4, 2), (256, 576, 16)]
+)
+@pytest.mark.parametrize("is_rounded", [False, True], ids=["float32 table", "half table"])
+def test_resampler_computes_the_published_formula(max_visual_tokens, num_patches, heads, is_rounded):
+    config = tiny_config(max_visual_tokens=max_visual_tokens, resampler_num_attention_heads=heads)
+    resampler = MQTLlavaResampler(config)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in resampler.parameters():
+        parameter.normal_(std=0.5, generator=generator)
+    if is_rounded:
+        resampler.query_positions.copy_(resampler.query_positions.half())
+    patches = torch.randn(3, num_patches, 32, generator=generator)
+
+    def layer_norm(states, norm):
+        return nn.functional.layer_norm(states, (32,), norm.weight, norm.bias, eps=1e-6)
+
+    attention = nn.MultiheadAttention(32, heads, batch_first=True)
+    attention.in_proj_weight.copy_(torch.cat([resampler.get_submodule(f"{x}_proj").weight for x in "qkv"]))
+    attention.in_proj_bias.copy_(torch.cat([resampler.get_submodule(f"{x}_proj").bias for x in "qkv"]))
+    attention.out_proj.load_state_dict(resampler.out_proj.state_dict())
+    side, grid = math.isqrt(max_visual_tokens), math.isqrt(num_patches)
+    raster = resampler.query_positions.float().reshape(1, side, side, 32).permute(0, 3, 1, 2)
+    key_positions = nn.functional.interpolate(raster, size=(grid, grid), mode="bicubic", align_corners=False)
+    key_positions = key_positions.permute(0, 2, 3, 1).flatten(1, 2)
+    expected, _ = attention(
+        layer_norm(resampler.query + resampler.query_positions, resampler.ln_q).expand(3, -1, -1),
+        layer_norm(key_positions, resampler.ln_k).expand(3, -1, -1),
+        layer_norm(patches, resampler.ln_v),
+    )
+    expected = expected @ resampler.proj.weight.T
+    assert relative_error(resampler(patches), expected) < 2e-6
+
+
+def test_position_table_is_the_one_of_masked_autoencoders():
+    table = sine_cosine_positions(side=3, width=16)
+    assert table.shape == (9, 16)
+    for row in range(3):
+        for column in range(3):
+            frequencies = [10000 ** -(i / 4) for i in range(4)]
+            one_axis = [[f(p * w) for f in (math.sin, math.cos) for w in frequencies] for p in (column, row)]
+            torch.testing.assert_close(table[3 * row + column], torch.tensor(one_axis).flatten())
+
+
+def test_patches_that_are_no_square_are_refused(tiny_model):
+    with pytest.raises(ValueError, match="12 tokens per image, which is no square grid"):
+        tiny_model.model.resampler(torch.zeros(1, 12, 32))
+
+
+def test_all_patches_of_a_tower_with_a_class_token_are_no_square():
+    model = MQTLlavaForConditionalGeneration(tiny_config(vision_feature_select_strategy="full"))
+    with pytest.raises(ValueError, match="17 tokens per image"):
+        model.get_image_features(random_pixels(1))
+
+
+# ----------------------------------------------------------------------------------------------------- vision tower
+
+VISION_TOWERS = {
+    "clip_vision_model": {},
+    "siglip_vision_model": {},
+    "siglip_vision_model without head": {"vision_use_head": False},
+    "dinov2_with_registers": {"num_register_tokens": 4, "mlp_ratio": 2},
+    "vit": {},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", [-1, -2, 2, 1, 3])
+@pytest.mark.parametrize("name", VISION_TOWERS)
+def test_vision_layers_above_the_used_one_are_not_there(name, layer):
+    vision_config = AutoConfig.for_model(name.split()[0], **{**VISION_CONFIG, **VISION_TOWERS[name]})
+    full_tower = AutoModel.from_config(copy.deepcopy(vision_config)).eval()
+    enlarge_weights(full_tower)
+    model = MQTLlavaModel(tiny_config(vision_config=vision_config, vision_feature_layer=layer)).eval()
+    used = layer % 4
+    tower = model.vision_tower
+    keys = tower.load_state_dict(full_tower.state_dict(), strict=False)
+    assert not keys.missing_keys
+
+    (layers,) = [module for module in tower.modules() if isinstance(module, nn.ModuleList) and len(module) == used]
+    last_layer_calls, resampler_inputs = count_calls(layers[-1]), []
+    model.resampler.register_forward_pre_hook(lambda _, args: resampler_inputs.append(args[0]))
+    features = model.get_image_features(random_pixels(2), return_dict=True)
+    expected = full_tower(random_pixels(2), output_hidden_states=True).hidden_states[layer]
+    assert len(last_layer_calls) == 1
+    assert features.hidden_states is None
+    torch.testing.assert_close(resampler_inputs[0], expected[:, -16:])
+    all_states = model.get_image_features(random_pixels(2), output_hidden_states=True, return_dict=True).hidden_states
+    assert len(all_states) == used + 1
+    torch.testing.assert_close(resampler_inputs[1], expected[:, -16:])
+
+
+@pytest.mark.parametrize("layer", [0, 4, -4])
+def test_vision_layers_that_do_not_exist_are_refused(layer):
+    with pytest.raises(ValueError, match=r"has 3 layers: allowed are 1\.\.3 and -3\.\.-1"):
+        MQTLlavaModel(tiny_config(vision_feature_layer=layer))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", [-1, -2])
+def test_hidden_states_and_attentions_of_the_tower_are_there_when_asked_for(layer):
+    model = random_model(tiny_config(vision_feature_layer=layer))
+    model.set_attn_implementation("eager")
+    asked = model.get_image_features(random_pixels(1), output_hidden_states=True, output_attentions=True)
+    plain = model.get_image_features(random_pixels(1))
+    assert len(asked.hidden_states) == 5 + layer and len(asked.attentions) == 4 + layer
+    torch.testing.assert_close(asked.pooler_output[0], plain.pooler_output[0])
+
+
+# ---------------------------------------------------------------------------------------------------------- decoder
+
+DECODERS = {
+    "llama": {},
+    "qwen2": {"tie_word_embeddings": True},
+    "gemma": {"head_dim": 8, "tie_word_embeddings": True},
+    "mistral": {"sliding_window": None, "tie_word_embeddings": False},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "gpt_neox": {},
+}
+
+
+def decoder_config(name: str):
+    text_config = {"num_key_value_heads": 2, **TEXT_CONFIG}
+    if name == "gpt2":
+        text_config = {key: TEXT_CONFIG[key] for key in TEXT_CONFIG if key.endswith("_id") or key == "vocab_size"}
+    return AutoConfig.for_model(name, **{**text_config, **DECODERS[name]})
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_any_decoder(name, tmp_path):
+    model = random_model(tiny_config(text_config=decoder_config(name)))
+    is_tied = model.lm_head.weight is model.get_input_embeddings().weight
+    assert is_tied == model.config.text_config.tie_word_embeddings
+    inputs = random_inputs([4, 2], [])
+    generated = model.generate(**inputs, max_new_tokens=5, num_visual_tokens=3)
+    assert generated.shape == (2, inputs["input_ids"].shape[1] + 5)
+    alone = model.generate(**random_inputs([3, 3]), max_new_tokens=5)
+    assert generated[0, -5:].tolist() == alone[0, -5:].tolist()
+
+    model.save_pretrained(tmp_path)
+    reloaded, info = MQTLlavaForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert (reloaded.lm_head.weight is reloaded.get_input_embeddings().weight) == is_tied
+    logits = model(**inputs).logits
+    torch.testing.assert_close(reloaded.eval()(**inputs).logits, logits, rtol=0, atol=0)
+
+    model.train()(**inputs, labels=text_labels(inputs)).loss.backward()
+    assert model.model.resampler.query.grad.abs().sum() > 0
+    assert all(p.grad is not None for name, p in model.named_parameters() if "post_layernorm" not in name)
+
+
+# ---------------------------------------------------------------------------------------------------------- forward
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+def test_mixed_batch_equals_one_by_one(tiny_model, attn_implementation):
+    tiny_model.set_attn_implementation(attn_implementation)
+    rows = [[16], [1, 7], [], [2, 2, 2]]
+    batch = random_inputs(*rows)
+    logits = tiny_model(**batch).logits
+    seen = 0
+    for i, row in enumerate(rows):
+        is_real = batch["attention_mask"][i] == 1
+        alone = tiny_model(
+            input_ids=batch["input_ids"][i : i + 1, is_real],
+            pixel_values=batch["pixel_values"][seen : seen + len(row)] if row else None,
+            visual_token_counts=torch.tensor(row) if row else None,
+        ).logits
+        seen += len(row)
+        assert relative_error(logits[i, is_real], alone[0]) < 1e-5
+
+
+@torch.no_grad()
+def test_without_counts_images_share_the_placeholders_equally(tiny_model):
+    inputs = random_inputs([3, 3], [3])
+    expected = tiny_model(**inputs).logits
+    del inputs["visual_token_counts"]
+    torch.testing.assert_close(tiny_model(**inputs).logits, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rows", [([3, 4],), ([2], [4]), ([2, 2], [1]), ([1], [])])
+def test_without_counts_uneven_shares_are_refused(tiny_model, rows):
+    inputs = random_inputs(*rows)
+    del inputs["visual_token_counts"]
+    if rows == ([1], []):
+        inputs["pixel_values"] = random_pixels(2)
+    with pytest.raises(ValueError, match="cannot share equally.*`visual_token_counts`"):
+        tiny_model(**inputs)
+
+
+@pytest.mark.parametrize("counts", [[3], [5], [2, 2], [4, 4]])
+def test_placeholders_that_do_not_match_the_features_are_refused(tiny_model, counts):
+    inputs = random_inputs([4])
+    with pytest.raises(ValueError, match=r"do not match: 4 image tokens.* \d visual tokens|entries for 1 image"):
+        tiny_model(**{**inputs, "visual_token_counts": torch.tensor(counts)})
+
+
+def test_counts_that_cross_prompts_are_refused(tiny_model):
+    inputs = random_inputs([4], [4])
+    with pytest.raises(ValueError, match=r"per prompt: \[4, 4\], visual tokens per image: \[5, 3\]"):
+        tiny_model(**{**inputs, "visual_token_counts": torch.tensor([5, 3])})
+
+
+@torch.no_grad()
+def test_images_encoded_once_serve_every_m(tiny_model):
+    encoded = tiny_model.get_image_features(random_pixels(2))
+    before = copy.deepcopy(encoded)
+    tiny_model.model.vision_tower.register_forward_pre_hook(lambda *_: pytest.fail("encoded again"))
+    for counts in ([16, 16], [1, 1], [5, 2], [16, 16]):
+        inputs = random_inputs(counts[:1], counts[1:])
+        del inputs["pixel_values"]
+        image_hidden_states = tiny_model(**inputs, mm_encoder_outputs={"image": encoded}).image_hidden_states
+        expected = [tokens[:count] for tokens, count in zip(encoded.pooler_output, counts)]
+        torch.testing.assert_close(image_hidden_states, torch.cat(expected), rtol=0, atol=0)
+    assert encoded.keys() == before.keys()
+    for after_tokens, before_tokens in zip(encoded.pooler_output, before.pooler_output):
+        torch.testing.assert_close(after_tokens, before_tokens, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_encoded_images_without_counts(tiny_model):
+    inputs = random_inputs([5], [2])
+    expected = tiny_model(**inputs).logits
+    encoded = tiny_model.get_image_features(inputs.pop("pixel_values"), inputs.pop("visual_token_counts"))
+    torch.testing.assert_close(tiny_model(**inputs, mm_encoder_outputs={"image": encoded}).logits, expected)
+
+
+def test_images_encoded_at_too_few_tokens_are_refused(tiny_model):
+    encoded = tiny_model.get_image_features(random_pixels(1), [4])
+    inputs = random_inputs([5])
+    del inputs["pixel_values"]
+    with pytest.raises(ValueError, match=r"\[5\] visual tokens are asked for, but the images were encoded into \[4\]"):
+        tiny_model(**inputs, mm_encoder_outputs={"image": encoded})
+
+
+def test_pixels_and_encoded_images_together_are_refused(tiny_model):
+    encoded = tiny_model.get_image_features(random_pixels(1))
+    with pytest.raises(ValueError, match="cannot specify both pixel_values and mm_encoder_outputs"):
+        tiny_model(**random_inputs([5]), mm_encoder_outputs={"image": encoded})
+
+
+@torch.no_grad()
+def test_embeddings_in_place_of_ids(tiny_model):
+    inputs = random_inputs([3, 2], [4])
+    expected = tiny_model(**inputs).logits
+    embeds = tiny_model.get_input_embeddings()(inputs.pop("input_ids"))
+    torch.testing.assert_close(tiny_model(inputs_embeds=embeds, **inputs).logits, expected)
+
+
+@torch.no_grad()
+def test_only_the_logits_that_are_asked_for(tiny_model):
+    inputs = random_inputs([3])
+    logits = tiny_model(**inputs).logits
+    torch.testing.assert_close(tiny_model(**inputs, logits_to_keep=1).logits, logits[:, -1:])
+    torch.testing.assert_close(tiny_model(**inputs, logits_to_keep=torch.tensor([0, 2])).logits, logits[:, [0, 2]])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("m", [1, 16])
+@pytest.mark.parametrize("is_loaded", [False, True], ids=["converted in memory", "loaded"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_finite_and_close(tiny_model, dtype, is_loaded, m, tmp_path):
+    patches = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(0))
+    expected = tiny_model.model.resampler(patches)
+    if is_loaded:
+        tiny_model.save_pretrained(tmp_path)
+        model = MQTLlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype)
+    else:
+        model = tiny_model.to(dtype)
+    logits = model(**random_inputs([m], [m, m])).logits
+    assert logits.dtype == dtype and logits.isfinite().all()
+    assert relative_error(model.model.resampler(patches.to(dtype)).float(), expected) < 0.05
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+def test_loss_ignores_minus_100(tiny_model):
+    inputs = random_inputs([4], [2, 3])
+    labels = text_labels(inputs)
+    outputs = tiny_model(**inputs, labels=labels)
+    log_probabilities = outputs.logits[:, :-1].log_softmax(-1)
+    picked = [-log_probabilities[i, j, labels[i, j + 1]] for i, j in (labels[:, 1:] != -100).nonzero().tolist()]
+    torch.testing.assert_close(outputs.loss, torch.stack(picked).mean())
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients(tiny_model, use_reentrant):
+    def gradients():
+        tiny_model.zero_grad()
+        inputs = random_inputs([4], [2, 3])
+        tiny_model(**inputs, labels=text_labels(inputs)).loss.backward()
+        return {name: p.grad.clone() for name, p in tiny_model.named_parameters() if p.grad is not None}
+
+    tiny_model.train()
+    expected = gradients()
+    tiny_model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    if use_reentrant:
+        tiny_model.enable_input_require_grads()
+    decoder_calls = count_calls(tiny_model.model.language_model.layers[0].mlp)
+    tower_calls = count_calls(tiny_model.model.vision_tower.get_submodule(vision_layer_name(tiny_model, 0)).mlp)
+    actual = gradients()
+    assert len(decoder_calls) == 2 and len(tower_calls) == 2, "nothing was checkpointed"
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name])
+
+
+def vision_layer_name(model, index: int) -> str:
+    names = [name for name, _ in model.model.vision_tower.named_modules() if name.endswith(f"layers.{index}")]
+    return names[0]
+
+
+def test_position_tables_are_frozen_and_survive_saving_bit_by_bit(tiny_model, tmp_path):
+    table = tiny_model.model.resampler.query_positions
+    table.copy_(table.half() + 0.5)  # as no initialisation would give it
+    inputs = random_inputs([4])
+    tiny_model.train()(**inputs, labels=text_labels(inputs)).loss.backward()
+    assert table.grad is None and not table.requires_grad
+    assert "model.resampler.query_positions" not in dict(tiny_model.named_parameters())
+    tiny_model.save_pretrained(tmp_path)
+    reloaded = MQTLlavaForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(reloaded.model.resampler.query_positions, table)
+    assert torch.equal(MQTLlavaModel.from_pretrained(tmp_path).resampler.query_positions, table)
+
+
+def test_a_model_made_on_meta_gets_its_position_table():
+    with torch.device("meta"):
+        model = MQTLlavaForConditionalGeneration(tiny_config())
+    assert model.model.resampler.query_positions.is_meta
+    model.to_empty(device="cpu").init_weights()
+    assert torch.equal(model.model.resampler.query_positions, sine_cosine_positions(4, 32))
+    assert model(**random_inputs([4])).logits.isfinite().all()
+
+
+def test_weights_missing_from_a_checkpoint_are_initialised(tiny_model, tmp_path):
+    state = {key: value for key, value in tiny_model.state_dict().items() if "resampler" not in key}
+    tiny_model.save_pretrained(tmp_path, state_dict=state)
+    reloaded = MQTLlavaForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(reloaded.model.resampler.query_positions, sine_cosine_positions(4, 32))
+    assert 0.01 < reloaded.model.resampler.query.std() < 0.03
+    assert torch.equal(reloaded.lm_head.weight, tiny_model.lm_head.weight)
+
+
+def test_new_weights_are_of_the_expected_size():
+    torch.manual_seed(0)
+    model = MQTLlavaForConditionalGeneration(tiny_config())
+    resampler = model.model.resampler
+    assert resampler.query.abs().max() <= 2 and abs(resampler.query.std() - 0.02) < 0.004
+    assert abs(resampler.proj.weight.std() - 32**-0.5) < 0.02
+    assert all((projection.bias == 0).all() for projection in (resampler.q_proj, resampler.k_proj, resampler.v_proj))
+    assert abs(model.lm_head.weight.std() - 0.02) < 0.002
+    # The vision tower starts by its own rules: CLIP's query projections are scaled by width and depth.
+    weight = model.model.vision_tower.get_submodule(vision_layer_name(model, 0)).self_attn.q_proj.weight
+    assert abs(weight.std() - (32 * 2 * 3) ** -0.5) < 0.01
+
+
+# ------------------------------------------------------------------------------------------ from two pretrained parts
+
+PARTS = {
+    "clip_vision_model": {},
+    "siglip_vision_model": {},
+    "dinov2": {"mlp_ratio": 2},
+}
+
+
+def make_vision_tower(name: str = "clip_vision_model"):
+    tower = AutoModel.from_config(AutoConfig.for_model(name, **{**VISION_CONFIG, **PARTS[name]})).eval()
+    enlarge_weights(tower, seed=1)
+    return tower
+
+
+def make_decoder(name: str = "llama", **kwargs):
+    config = decoder_config(name)
+    for key, value in {"bos_token_id": 1, "eos_token_id": 2, **kwargs}.items():
+        setattr(config, key, value)
+    decoder = AutoModelForCausalLM.from_config(config).eval()
+    enlarge_weights(decoder, seed=2)
+    return decoder
+
+
+def new_inputs(model, *rows):
+    inputs = random_inputs(*rows)
+    return {**inputs, "input_ids": inputs["input_ids"].where(inputs["input_ids"] != 99, model.config.image_token_id)}
+
+
+def check_assembled(model, vision, text, tmp_path):
+    """Both parts work as they did, and the whole answers, learns, and comes back from a folder."""
+    ids = torch.tensor([[1, 5, 7, 9]])
+    with torch.no_grad():
+        expected = text(ids).logits
+        torch.testing.assert_close(model(ids).logits[..., : expected.shape[-1]], expected)
+        captured = []
+        hook = model.model.resampler.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
+        model.get_image_features(random_pixels(1))
+        hook.remove()
+        hidden_states = vision(random_pixels(1), output_hidden_states=True).hidden_states
+        torch.testing.assert_close(captured[0], hidden_states[model.config.vision_feature_layer][:, -16:])
+
+    inputs = new_inputs(model, [4, 4], [4])
+    labels = text_labels(inputs, model.config.image_token_id)
+    model.generation_config.eos_token_id = None
+    generated = model.generate(**inputs, max_new_tokens=20, num_visual_tokens=2)
+    assert not (generated[:, -20:] == model.config.image_token_id).any()
+    model.train()(**inputs, labels=labels).loss.backward()
+    assert model.model.resampler.query.grad.abs().sum() > 0
+
+    model.eval().save_pretrained(tmp_path / "assembled")
+    reloaded, info = MQTLlavaForConditionalGeneration.from_pretrained(tmp_path / "assembled", output_loading_info=True)
+    assert not any(info.values())
+    with torch.no_grad():
+        torch.testing.assert_close(reloaded(**inputs).logits, model(**inputs).logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "vision_name, text_name, kwargs",
+    [
+        ("clip_vision_model", "llama", {}),
+        ("siglip_vision_model", "qwen2", {"vision_feature_layer": -1}),
+        ("dinov2", "gpt2", {"vision_feature_layer": 2, "max_visual_tokens": 4}),
+        ("clip_vision_model", "gemma", {"resampler_num_attention_heads": 4}),
+    ],
+)
+@pytest.mark.parametrize("source", ["folders", "objects"])
+def test_assembling_a_model_from_two(vision_name, text_name, kwargs, source, tmp_path):
+    vision, text = make_vision_tower(vision_name), make_decoder(text_name)
+    vision_source, text_source = copy.deepcopy(vision), copy.deepcopy(text)
+    if source == "folders":
+        vision_source, text_source = str(tmp_path / "vision"), tmp_path / "text"
+        vision.save_pretrained(vision_source)
+        text.save_pretrained(text_source)
+    model = MQTLlavaForConditionalGeneration.from_vision_text_pretrained(
+        vision_source, text_source, **{"max_visual_tokens": 16, **kwargs}
+    )
+    assert not model.training
+    assert model.config.image_token_id == 100
+    assert model.get_input_embeddings().num_embeddings == model.lm_head.out_features == 101
+    assert model.config.text_config.vocab_size == 101
+    check_assembled(model, vision, text, tmp_path)
+
+
+@pytest.mark.parametrize("source", ["folder", "object"])
+def test_assembling_takes_the_vision_part_of_a_full_clip(source, tmp_path):
+    text_config = {key: value for key, value in TEXT_CONFIG.items() if key != "num_key_value_heads"}
+    torch.manual_seed(0)
+    clip = CLIPModel(CLIPConfig(vision_config=VISION_CONFIG, text_config=text_config)).eval()
+    enlarge_weights(clip)
+    tower = AutoModel.from_config(clip.config.vision_config).eval()
+    tower.load_state_dict(clip.vision_model.state_dict())
+    vision = clip
+    if source == "folder":
+        clip.save_pretrained(vision := tmp_path / "clip")
+    text = make_decoder()
+    model = MQTLlavaForConditionalGeneration.from_vision_text_pretrained(
+        vision, copy.deepcopy(text), max_visual_tokens=16
+    )
+    assert model.config.vision_config.model_type == "clip_vision_model"
+    check_assembled(model, tower, text, tmp_path)
+
+
+def test_assembling_with_an_image_token_that_the_vocabulary_has():
+    text = make_decoder()
+    model = MQTLlavaForConditionalGeneration.from_vision_text_pretrained(
+        make_vision_tower(), text, image_token_id=42, max_visual_tokens=16
+    )
+    assert model.config.image_token_id == 42 and model.lm_head.out_features == 100
+
+
+def test_assembling_grows_the_vocabulary_to_the_image_token():
+    model = MQTLlavaForConditionalGeneration.from_vision_text_pretrained(
+        make_vision_tower(), make_decoder(), image_token_id=127, max_visual_tokens=16
+    )
+    assert model.lm_head.out_features == model.config.text_config.vocab_size == 128
+
+
+def test_assembling_in_another_dtype(tmp_path):
+    make_vision_tower().save_pretrained(tmp_path / "vision")
+    make_decoder().save_pretrained(tmp_path / "text")
+    model = MQTLlavaForConditionalGeneration.from_vision_text_pretrained(
+        tmp_path / "vision", tmp_path / "text", dtype=torch.bfloat16, max_visual_tokens=16
+    )
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.dtype == torch.bfloat16
+    assert model(**new_inputs(model, [4])).logits.isfinite().all()
+    model.save_pretrained(tmp_path / "assembled")
+    reloaded = MQTLlavaForConditionalGeneration.from_pretrained(tmp_path / "assembled")
+    assert {parameter.dtype for parameter in reloaded.parameters()} == {torch.bfloat16}
+
+
+def test_assembling_keeps_the_decoders_generation_config():
+    text = make_decoder()
+    text.generation_config.max_new_tokens = 3
+    text.generation_config.repetition_penalty = 1.5
+    model = MQTLlavaForConditionalGeneration.from_vision_text_pretrained(
+        make_vision_tower(), text, max_visual_tokens=16
+    )
+    assert model.generation_config.max_new_tokens == 3
+    assert model.generation_config.repetition_penalty == 1.5
+    assert model.generation_config.bos_token_id == 1
+
+
+def test_a_decoder_whose_head_has_a_bias_is_refused():
+    text = make_decoder()
+    text.lm_head = nn.Linear(32, 100, bias=True)
+    with pytest.raises(ValueError, match="LlamaForCausalLM, but must be a causal model whose head has no bias"):
+        MQTLlavaForConditionalGeneration.from_vision_text_pretrained(make_vision_tower(), text, max_visual_tokens=16)
+
+
+def test_a_decoder_without_a_head_is_refused():
+    text = make_decoder().model
+    with pytest.raises(ValueError, match="LlamaModel, but must be a causal model"):
+        MQTLlavaForConditionalGeneration.from_vision_text_pretrained(make_vision_tower(), text, max_visual_tokens=16)

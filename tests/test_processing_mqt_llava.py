@@ -1,0 +1,393 @@
+"""The processor: as many placeholders as visual tokens, the pixels that the model was trained on, chats, batches."""
+
+import base64
+import copy
+import io
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor, LlavaImageProcessorPil
+
+import mqt_llava.processing_mqt_llava as processing
+from mqt_llava import MQTLlavaProcessor
+
+
+PROMPT = "USER: <image>\nWhat is this? ASSISTANT:"
+SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the human's questions. "
+)
+
+
+def make_image(width: int = 30, height: int = 20, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def as_file(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def reference_pixels(image: Image.Image, size: int = 336) -> torch.Tensor:
+    """What the original code does, by Pillow and NumPy alone."""
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    image = image.convert("RGB")
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), tuple(int(x * 255) for x in mean))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    pixels = np.asarray(square.resize((size, size), Image.Resampling.BICUBIC)) / 255
+    return torch.tensor((pixels - mean) / std).permute(2, 0, 1).float()
+
+
+def num_placeholders(processor, inputs) -> list[int]:
+    return (torch.as_tensor(inputs["input_ids"]) == processor.image_token_id).sum(-1).tolist()
+
+
+def user(*content) -> dict:
+    blocks = [{"type": "text", "text": x} if isinstance(x, str) else {"type": "image", "image": x} for x in content]
+    return {"role": "user", "content": blocks}
+
+
+def tokenize_chat(processor, messages, **kwargs):
+    return processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt", **kwargs)
+
+
+# The number of visual tokens
+
+
+@pytest.mark.parametrize("m", [1, 16, 256])
+def test_image_token_becomes_m_placeholders(processor, m):
+    inputs = processor(images=make_image(), text=PROMPT, num_visual_tokens=m, return_tensors="pt")
+    assert list(inputs) == ["input_ids", "attention_mask", "pixel_values", "visual_token_counts"]
+    assert num_placeholders(processor, inputs) == [m]
+    assert inputs["visual_token_counts"].tolist() == [m] and inputs["visual_token_counts"].dtype == torch.long
+    assert inputs["pixel_values"].shape == (1, 3, 336, 336)
+
+
+def test_default_is_max_visual_tokens(processor):
+    inputs = processor(images=make_image(), text=PROMPT, return_tensors="pt")
+    assert num_placeholders(processor, inputs) == [processor.max_visual_tokens] == [256]
+
+
+@pytest.mark.parametrize("m", [4, np.int64(4), np.array(4), torch.tensor(4), [4], (4,), torch.tensor([4])], ids=repr)
+def test_m_may_be_any_kind_of_integer(processor, m):
+    inputs = processor(images=make_image(), text=PROMPT, num_visual_tokens=m, return_tensors="pt")
+    assert num_placeholders(processor, inputs) == inputs["visual_token_counts"].tolist() == [4]
+
+
+@pytest.mark.parametrize("m", [3, [1, 2]], ids=repr)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda p, chat, m: p(images=[make_image()] * 2, text=PROMPT + PROMPT, num_visual_tokens=m),
+        lambda p, chat, m: p(images=[make_image()] * 2, text=PROMPT * 2, images_kwargs={"num_visual_tokens": m}),
+        lambda p, chat, m: tokenize_chat(p, chat, processor_kwargs={"num_visual_tokens": m}),
+        lambda p, chat, m: tokenize_chat(p, chat, processor_kwargs={"images_kwargs": {"num_visual_tokens": m}}),
+    ],
+    ids=["call", "images_kwargs", "chat", "chat images_kwargs"],
+)
+def test_m_can_be_given_in_every_way_of_transformers(processor, call, m):
+    inputs = call(processor, [user(make_image(), "What?"), user(make_image(), "And here?")], m)
+    counts = m if isinstance(m, list) else [m, m]
+    assert list(inputs["visual_token_counts"]) == counts
+    assert num_placeholders(processor, inputs) == [sum(counts)]
+
+
+def test_own_default_is_used_saved_and_overridden(processor, tmp_path):
+    asks_four = MQTLlavaProcessor(processor.image_processor, processor.tokenizer, num_visual_tokens=4)
+    asks_four.save_pretrained(tmp_path)
+    assert "num_visual_tokens" not in (tmp_path / "tokenizer_config.json").read_text()
+    reloaded = AutoProcessor.from_pretrained(tmp_path)
+    for four in (asks_four, reloaded, copy.deepcopy(reloaded)):
+        assert four.num_visual_tokens == 4
+        assert num_placeholders(four, four(images=make_image(), text=PROMPT)) == [4]
+        assert num_placeholders(four, four(images=make_image(), text=PROMPT, num_visual_tokens=2)) == [2]
+    asks_eight = AutoProcessor.from_pretrained(tmp_path, num_visual_tokens=8)
+    assert num_placeholders(asks_eight, asks_eight(images=make_image(), text=PROMPT)) == [8]
+    assert num_placeholders(asks_eight, asks_eight(images=make_image(), text=PROMPT, num_visual_tokens=2)) == [2]
+    asks_eight.save_pretrained(tmp_path / "eight")
+    assert "num_visual_tokens" not in (tmp_path / "eight" / "tokenizer_config.json").read_text()
+    assert AutoProcessor.from_pretrained(tmp_path / "eight").num_visual_tokens == 8
+    assert AutoProcessor.from_pretrained(tmp_path, num_visual_tokens=None).num_visual_tokens is None
+
+
+def test_save_and_load_round_trip(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    reloaded = AutoProcessor.from_pretrained(tmp_path)
+    assert type(reloaded) is MQTLlavaProcessor
+    assert reloaded.to_dict() == processor.to_dict()
+    assert reloaded.chat_template == processor.chat_template == processing.V1_CHAT_TEMPLATE
+    config = json.loads((tmp_path / "processor_config.json").read_text())
+    assert config["auto_map"] == {"AutoProcessor": "processing_mqt_llava.MQTLlavaProcessor"}
+    before, after = (p(images=make_image(), text=PROMPT, return_tensors="pt") for p in (processor, reloaded))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_engines_ask_a_processor(processor):
+    assert set(processor.model_input_names) == {"input_ids", "attention_mask", "pixel_values", "visual_token_counts"}
+    assert processor._get_num_multimodal_tokens(image_sizes=[(20, 30), (5, 5)]).num_image_tokens == [256, 256]
+    assert processor._get_num_multimodal_tokens().num_image_tokens is None
+
+
+# Batches
+
+
+def test_prompts_with_one_two_and_no_images_in_one_batch(processor):
+    images = [make_image(seed=seed) for seed in range(3)]
+    text = [PROMPT, "Hello", "<image> and <image>"]
+    nested = processor(
+        images=[images[:1], [], images[1:]], text=text, num_visual_tokens=[1, 2, 3], padding=True, return_tensors="pt"
+    )
+    assert num_placeholders(processor, nested) == [1, 0, 5]
+    flat = processor(images=images, text=text, num_visual_tokens=[1, 2, 3], padding=True, return_tensors="pt")
+    assert all(torch.equal(flat[name], nested[name]) for name in flat)
+    for pixels, image in zip(nested["pixel_values"], images):
+        assert torch.allclose(pixels, reference_pixels(image), atol=1e-6)
+
+
+@pytest.mark.parametrize("images", [None, [], [[], []]], ids=repr)
+def test_text_alone_has_no_images_in_the_output(processor, images):
+    inputs = processor(images=images, text=["Hello", "World"], num_visual_tokens=4, padding=True, return_tensors="pt")
+    assert list(inputs) == ["input_ids", "attention_mask"]
+
+
+def test_images_alone_have_no_text_in_the_output(processor):
+    inputs = processor(images=[make_image(), make_image()], num_visual_tokens=[1, 2], return_tensors="pt")
+    assert list(inputs) == ["pixel_values", "visual_token_counts"]
+    assert inputs["visual_token_counts"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("return_tensors, kind", [(None, list), ("np", np.ndarray), ("pt", torch.Tensor)])
+def test_return_tensors(processor, return_tensors, kind):
+    inputs = processor(images=make_image(), text=[PROMPT], num_visual_tokens=2, return_tensors=return_tensors)
+    assert all(isinstance(value, kind) for value in inputs.values())
+    assert list(inputs["visual_token_counts"]) == [2]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_side(processor, side):
+    text, m = [PROMPT, PROMPT], [1, 3]
+    inputs = processor(images=[make_image()] * 2, text=text, num_visual_tokens=m, padding=True, padding_side=side)
+    length = len(inputs["input_ids"][0])
+    real, padding = [1] * (length - 2), [0] * 2
+    assert inputs["attention_mask"] == [padding + real if side == "left" else real + padding, [1] * length]
+
+
+def test_token_types_mark_the_placeholders(processor):
+    inputs = processor(
+        images=make_image(), text=PROMPT, num_visual_tokens=3, return_mm_token_type_ids=True, return_tensors="pt"
+    )
+    placeholders = inputs["input_ids"] == processor.image_token_id
+    assert torch.equal(inputs["mm_token_type_ids"], placeholders.long())
+
+
+def test_truncation_of_text_alone_is_allowed(processor):
+    text = "<image>" + "What is this? " * 30
+    inputs = processor(images=make_image(), text=text, num_visual_tokens=4, truncation=True, max_length=20)
+    assert len(inputs["input_ids"][0]) == 20 and num_placeholders(processor, inputs) == [4]
+
+
+# Images
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "I", "I;16", "F", "1", "YCbCr"])
+def test_pixels_of_every_mode_are_the_original_codes(processor, mode):
+    if mode == "I;16":
+        image = Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100)
+    else:
+        image = make_image().convert(mode)
+    if "A" in mode:
+        image.putalpha(make_image(seed=1).convert("L"))
+    pixels = processor(images=image, return_tensors="pt", num_visual_tokens=1)["pixel_values"][0]
+    assert torch.allclose(pixels, reference_pixels(image), atol=1e-6)
+
+
+@pytest.mark.parametrize("width, height", [(30, 20), (20, 31), (25, 25), (336, 336), (1, 1), (1, 90), (500, 341)])
+def test_pixels_of_every_shape_are_the_original_codes(processor, width, height):
+    image = make_image(width, height)
+    pixels = processor(images=image, return_tensors="pt", num_visual_tokens=1)["pixel_values"][0]
+    assert torch.allclose(pixels, reference_pixels(image), atol=1e-6)
+
+
+def test_transparent_file_shows_what_is_under_its_alpha(processor, tmp_path):
+    image = make_image()
+    transparent = image.copy()
+    transparent.putalpha(0)
+    transparent.save(tmp_path / "transparent.png")
+    rgba = np.asarray(transparent)
+    for given in (transparent, str(tmp_path / "transparent.png"), rgba, torch.tensor(rgba).permute(2, 0, 1)):
+        pixels = processor(images=given, return_tensors="pt", num_visual_tokens=1)["pixel_values"][0]
+        assert torch.allclose(pixels, reference_pixels(image), atol=1e-6)
+
+
+IMAGE_FORMATS = {
+    "PIL": lambda image, path: image,
+    "opened": lambda image, path: Image.open(path),
+    "path": lambda image, path: str(path),
+    "Path": lambda image, path: path,
+    "base64": lambda image, path: base64.b64encode(as_file(image)).decode(),
+    "data URL": lambda image, path: "data:image/png;base64," + base64.b64encode(as_file(image)).decode(),
+    "array": lambda image, path: np.asarray(image),
+    "array of int64": lambda image, path: np.asarray(image).astype(np.int64),
+    "channels first": lambda image, path: np.asarray(image).transpose(2, 0, 1),
+    "4-D array": lambda image, path: np.asarray(image)[None],
+    "tensor": lambda image, path: torch.tensor(np.asarray(image)).permute(2, 0, 1),
+    "4-D tensor": lambda image, path: torch.tensor(np.asarray(image)).permute(2, 0, 1)[None],
+    "list": lambda image, path: [image],
+    "tuple": lambda image, path: (image,),
+    "nested": lambda image, path: [[image]],
+    "nested path": lambda image, path: [[str(path)]],
+}
+
+
+@pytest.mark.parametrize("name", IMAGE_FORMATS)
+def test_image_can_come_as(processor, tmp_path, name):
+    image = make_image()
+    image.save(tmp_path / "image.png")
+    given = IMAGE_FORMATS[name](image, tmp_path / "image.png")
+    inputs = processor(images=given, text=[PROMPT], num_visual_tokens=1, return_tensors="pt")
+    assert torch.allclose(inputs["pixel_values"], reference_pixels(image)[None], atol=1e-6)
+
+
+def test_image_can_come_from_a_url(processor, monkeypatch):
+    response = SimpleNamespace(content=as_file(make_image()))
+    monkeypatch.setattr("transformers.image_utils.httpx.get", lambda *args, **kwargs: response)
+    messages = [{"role": "user", "content": [{"type": "image", "url": "https://example.com/image.png"}]}]
+    inputs = tokenize_chat(processor, messages, processor_kwargs={"num_visual_tokens": 1})
+    assert torch.allclose(inputs["pixel_values"], reference_pixels(make_image())[None], atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (20, 30, 1), (1, 20, 30)], ids=str)
+def test_gray_arrays(processor, shape):
+    gray = make_image().convert("L")
+    array = np.asarray(gray).reshape(shape)
+    pixels = processor(images=array, return_tensors="pt", num_visual_tokens=1)["pixel_values"][0]
+    assert torch.allclose(pixels, reference_pixels(gray), atol=1e-6)
+
+
+@pytest.mark.parametrize("where", ["call", "images_kwargs"])
+def test_input_data_format_of_an_array_whose_shape_leaves_it_open(processor, where):
+    array = np.asarray(make_image(3, 3))
+    for data_format, image in (("channels_last", array), ("channels_first", array.transpose(2, 0, 1))):
+        kwargs = {"input_data_format": data_format}
+        kwargs = kwargs if where == "call" else {"images_kwargs": kwargs}
+        pixels = processor(images=image, return_tensors="pt", **kwargs)["pixel_values"][0]
+        assert torch.allclose(pixels, reference_pixels(make_image(3, 3)), atol=1e-6)
+
+
+def test_images_are_not_changed(processor):
+    image, array = make_image().convert("RGBA"), np.asarray(make_image()).copy()
+    images = [[image], [array]]
+    processor(images=images, text=[PROMPT, PROMPT], num_visual_tokens=1)
+    assert images[0][0] is image and image.mode == "RGBA"
+    assert (array == np.asarray(make_image())).all()
+
+
+def test_pil_backend_is_pinned(processor, monkeypatch):
+    class TorchvisionLike(LlavaImageProcessorPil):
+        backend = "torchvision"
+
+    monkeypatch.setattr(processing.transformers, "TorchvisionLikePil", LlavaImageProcessorPil, raising=False)
+    settings = processor.image_processor.to_dict()
+    pinned = MQTLlavaProcessor(TorchvisionLike.from_dict(settings), processor.tokenizer)
+    assert type(pinned.image_processor) is LlavaImageProcessorPil
+    assert pinned.image_processor.backend == "pil"
+    assert pinned.image_processor.to_dict() == settings
+
+
+# Chats
+
+
+def render(processor, messages, **kwargs) -> str:
+    return processor.apply_chat_template(messages, tokenize=False, **kwargs)
+
+
+def test_chat_is_llavas_v1_conversation(processor):
+    image = {"type": "image"}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "What is "}, image, {"type": "text", "text": "this?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A shoe."}]},
+        {"role": "user", "content": [image, image, {"type": "text", "text": "And these?"}]},
+    ]
+    expected = "USER: <image>\nWhat is this? ASSISTANT: A shoe.</s>USER: <image>\n<image>\nAnd these? ASSISTANT:"
+    assert render(processor, messages, add_generation_prompt=True) == SYSTEM + expected
+    system = {"role": "system", "content": "Be brief."}
+    assert render(processor, [system, *messages], add_generation_prompt=True) == "Be brief. " + expected
+
+
+def test_consecutive_assistant_messages(processor):
+    messages = [
+        {"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "a"), ("assistant", "b"))
+    ]
+    assert render(processor, messages) == SYSTEM + "USER: q ASSISTANT: a</s>ASSISTANT: b</s>"
+
+
+@pytest.mark.parametrize("content", ["The sh", [{"type": "text", "text": "The sh"}]], ids=["string", "blocks"])
+def test_continue_final_message(processor, content):
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": content}]
+    assert render(processor, messages, continue_final_message=True) == SYSTEM + "USER: q ASSISTANT: The sh"
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+@pytest.mark.parametrize(
+    "texts",
+    [["a <image> b"], ["<image>"], ["<image><image>"], ["<<image>image>"], ["a <ima", "ge> b"], ["<", "image>"]],
+)
+def test_typed_image_token_is_text_and_no_image(processor, role, texts):
+    image = make_image()
+    blocks = [{"type": "text", "text": text} for text in texts]
+    contents = [blocks, "".join(texts)]
+    for content in contents:
+        messages = [{"role": role, "content": content}, user(image, "What?")]
+        assert "< image>" in render(processor, messages)
+        assert render(processor, messages).count("<image>") == 1
+        inputs = tokenize_chat(processor, messages, processor_kwargs={"num_visual_tokens": 5})
+        assert num_placeholders(processor, inputs) == [5]
+        # The placeholders stand where the image is, after what was typed.
+        ids = inputs["input_ids"][0].tolist()
+        typed = processor.tokenizer.decode(ids[: ids.index(processor.image_token_id)])
+        assert "image>" in typed and typed.rstrip().endswith("USER:")
+
+
+def test_typed_image_token_without_an_image(processor):
+    inputs = tokenize_chat(processor, [{"role": "user", "content": "What does <image> mean?"}])
+    assert num_placeholders(processor, inputs) == [0]
+    assert "pixel_values" not in inputs
+
+
+def test_batch_of_chats_with_images_in_several_turns(processor):
+    images = [make_image(seed=seed) for seed in range(4)]
+    answer = {"role": "assistant", "content": "Yes."}
+    chats = [
+        [user(images[0], "a"), answer, user("b", images[1], images[2])],
+        [user("only text"), answer, user("more")],
+        [user(images[3])],
+    ]
+    inputs = tokenize_chat(processor, chats, processor_kwargs={"num_visual_tokens": [1, 2, 3, 4], "padding": True})
+    assert num_placeholders(processor, inputs) == [6, 0, 4]
+    assert inputs["visual_token_counts"].tolist() == [1, 2, 3, 4]
+    for pixels, image in zip(inputs["pixel_values"], images):
+        assert torch.allclose(pixels, reference_pixels(image), atol=1e-6)
+
+
+@pytest.mark.parametrize("m", [1, 7])
+def test_assistant_tokens_mask_fits_the_expanded_prompt(processor, m):
+    chats = [
+        [user(make_image(), "a"), {"role": "assistant", "content": "A shoe."}],
+        [user(make_image(), "a longer one"), {"role": "assistant", "content": "Two bags."}],
+    ]
+    inputs = tokenize_chat(
+        processor,
+        chats,
+        return_assistant_tokens_mask=True,
+        processor_kwargs={"num_visual_tokens": m, "padding": True},
+    )
+    masks = torch.as_tensor(inputs["assistant_masks"]).bool()
+    answers = [processor.decode(ids[mask]) for ids, mask in zip(inputs["input_ids"], masks)]
+    assert [answer.strip() for answer in answers] == ["A shoe.</s>", "Two bags.</s>"]

@@ -1,0 +1,51 @@
+"""Small random models and prompts for them."""
+
+import torch
+from helpers import tiny_config
+
+from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration
+
+
+IMAGE_TOKEN_ID = 99
+
+
+def random_model(config: MQTLlavaConfig | None = None, seed: int = 0) -> MQTLlavaForConditionalGeneration:
+    """A model whose weights are large enough for images to change the answer."""
+    torch.manual_seed(seed)
+    model = MQTLlavaForConditionalGeneration(config or tiny_config()).eval()
+    enlarge_weights(model)
+    model.generation_config.eos_token_id = None  # so that every answer has the length that was asked for
+    return model
+
+
+@torch.no_grad()
+def enlarge_weights(model: torch.nn.Module, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.normal_(std=0.3, generator=generator)
+
+
+def random_pixels(num_images: int, size: int = 28) -> torch.Tensor:
+    return torch.randn(num_images, 3, size, size, generator=torch.Generator().manual_seed(7))
+
+
+def random_inputs(*rows: list[int], image_size: int = 28) -> dict[str, torch.Tensor]:
+    """
+    What a processor would give, left-padded: a row is the visual tokens of each image in it, with text around them.
+    """
+    tokens = []
+    for i, counts in enumerate(rows):
+        tokens.append([1, 11 + i])
+        for j, count in enumerate(counts):
+            tokens[-1] += [IMAGE_TOKEN_ID] * count + [31 + i, 41 + j]
+        tokens[-1] += [51 + i]
+    length = max(map(len, tokens))
+    inputs = {
+        "input_ids": torch.tensor([[0] * (length - len(row)) + row for row in tokens]),
+        "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in tokens]),
+    }
+    if counts := [count for row in rows for count in row]:
+        inputs["pixel_values"] = random_pixels(len(counts), image_size)
+        inputs["visual_token_counts"] = torch.tensor(counts)
+    return inputs
