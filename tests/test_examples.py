@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 
@@ -98,6 +99,17 @@ def test_training_goes_on_where_it_was_stopped(dataset, tmp_path):
         checkpoint.rmdir()
     resumed = train("stopped", 5)
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def test_readme_snippets_run_when_pasted(monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    usage, pipe, encode_once = blocks[:3]
+    namespace = {}
+    for block in (usage, pipe, encode_once):
+        exec(block, namespace)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "4", "16"]
 
 
 def test_missing_dataset_says_what_to_install(tmp_path):

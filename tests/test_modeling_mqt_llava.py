@@ -445,6 +445,13 @@ def test_weights_missing_from_a_checkpoint_are_initialised(tiny_model, tmp_path)
     assert torch.equal(reloaded.lm_head.weight, tiny_model.lm_head.weight)
 
 
+def test_missing_vision_weights_are_initialised_as_the_vision_tower_does_it():
+    model = MQTLlavaForConditionalGeneration.from_pretrained(None, config=tiny_config(), state_dict={})
+    weight = model.model.vision_tower.encoder.layers[0].self_attn.q_proj.weight
+    # CLIP's own: width^-0.5 (2 layers)^-0.5, where other models have 0.02 for every weight.
+    assert weight.std().item() == pytest.approx(32**-0.5 * 6**-0.5, rel=0.1)
+
+
 def test_new_weights_are_of_the_expected_size():
     torch.manual_seed(0)
     model = MQTLlavaForConditionalGeneration(tiny_config())
