@@ -1,0 +1,48 @@
+# The commands a person types. Each makes the virtual environment that it needs first.
+PYTHON ?= python3
+VENV = .venv
+OLDEST = .venv-oldest
+RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
+
+.PHONY: demo test test-oldest test-slow lint train-tiny evaluate-tiny bench-convert clean
+
+demo: $(VENV)/.installed  ## Answer questions about real images with the embedded checkpoint at several budgets
+	$(VENV)/bin/python examples/answer_at_budgets.py
+
+test: $(VENV)/.installed  ## Run the test suite
+	$(RUN) -m pytest -m "not slow" -n 2
+
+test-oldest: $(OLDEST)/.installed  ## Run the test suite with the oldest transformers that is supported
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -m "not slow" -n 2
+
+test-slow: $(VENV)/.installed  ## Run the tests that take minutes
+	$(RUN) -m pytest -m slow
+
+lint: $(VENV)/.installed  ## Check style
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+train-tiny: $(VENV)/.installed  ## Train the embedded checkpoint again (an hour on two cores); goes on where it was stopped
+	OMP_WAIT_POLICY=passive $(VENV)/bin/python examples/fashion_mosaics/train.py --output_dir runs/mqt-llava-tiny
+
+evaluate-tiny: $(VENV)/.installed  ## Held-out accuracy of the embedded checkpoint by question kind and budget
+	$(RUN) examples/fashion_mosaics/evaluate.py
+
+bench-convert: $(VENV)/.installed  ## Convert a synthetic 7B checkpoint and measure its memory (30 GB of disk)
+	$(RUN) benchmarks/convert_7b.py
+
+$(VENV)/.installed: requirements.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet -r requirements.txt
+	$(VENV)/bin/pip install --quiet --no-deps -e .
+	touch $@
+
+$(OLDEST)/.installed: requirements.txt setup.py
+	$(PYTHON) -m venv $(OLDEST)
+	sed 's/^transformers==.*/transformers==5.19.0/' requirements.txt > $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/pip install --quiet -r $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/pip install --quiet --no-deps -e .
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(OLDEST) runs build dist src/*.egg-info
