@@ -1,0 +1,90 @@
+"""
+Accuracy by kind of question and number of visual tokens, on mosaics of the official test items:
+
+    python examples/fashion_mosaics/evaluate.py --model model_cards/mqt-llava-tiny
+
+Each image is encoded once, with all its tokens; every number of tokens answers from those.
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+import torch
+from mosaics import COARSE_KINDS, DATASET_FOLDER, QUESTION_KINDS, draw_mosaic, load_items, to_messages
+from transformers import AutoProcessor
+
+from mqt_llava import MQTLlavaForConditionalGeneration
+
+
+BATCH_SIZE = 100
+
+
+def score(kind: str, answer: str, truth: str) -> float:
+    """1 for the right answer; for listings the share of items that are right, place by place."""
+    answer, truth = answer.strip(), truth.strip()
+    if kind not in ("row", "column", "list"):
+        return float(answer == truth)
+    answers, truths = answer.split(", "), truth.split(", ")
+    return sum(given == right for given, right in zip(answers, truths)) / len(truths)
+
+
+@torch.inference_mode()
+def accuracies(
+    model, processor, mosaics: list, kind: str, questions: list, budgets: list[int]
+) -> dict[int, list[float]]:
+    """The score of each question at each number of visual tokens."""
+    scores = {budget: [] for budget in budgets}
+    for start in range(0, len(questions), BATCH_SIZE):
+        batch = questions[start : start + BATCH_SIZE]
+        chats = [to_messages(mosaics[index].image, [pair])[:1] for index, pair in batch]
+        inputs = processor.apply_chat_template(
+            chats,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        )
+        encoded = model.get_image_features(inputs.pop("pixel_values"))
+        for budget in budgets:
+            generated = model.generate(
+                **inputs, mm_encoder_outputs={"image": encoded}, num_visual_tokens=budget, max_new_tokens=80
+            )
+            answers = processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            scores[budget] += [score(kind, answer, truth) for answer, (_, (_, truth)) in zip(answers, batch)]
+    return scores
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="model_cards/mqt-llava-tiny")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--mosaics", type=int, default=1000, help="held-out mosaics, with one question of each kind")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--data-folder", default=DATASET_FOLDER, help="folder with Fashion-MNIST's four files")
+    parser.add_argument("--output", help="JSON file for the figures")
+    args = parser.parse_args(argv)
+
+    model = MQTLlavaForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(args.model)
+    rng, items = random.Random(args.seed), load_items("t10k", args.data_folder)
+    mosaics = [draw_mosaic(rng, items) for _ in range(args.mosaics)]
+
+    results = {}
+    print(f"| question | {' | '.join(f'm = {budget}' for budget in args.budgets)} | questions |")
+    print(f"|---|{'---|' * (len(args.budgets) + 1)}")
+    for kind, ask in QUESTION_KINDS.items():
+        questions = [(index, pair) for index, mosaic in enumerate(mosaics) for pair in ask(rng, mosaic, 1)]
+        scores = accuracies(model, processor, mosaics, kind, questions, args.budgets)
+        means = {budget: sum(values) / len(values) for budget, values in scores.items()}
+        results[kind] = {"coarse": kind in COARSE_KINDS, "questions": len(questions), "accuracy": means}
+        print(f"| {kind} | {' | '.join(f'{mean:.3f}' for mean in means.values())} | {len(questions)} |", flush=True)
+    if args.output:
+        Path(args.output).write_text(json.dumps({"arguments": vars(args), "results": results}, indent=1) + "\n")
+    return results
+
+
+if __name__ == "__main__":
+    main()

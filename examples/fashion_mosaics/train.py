@@ -1,0 +1,258 @@
+"""
+Trains the checkpoint in model_cards/mqt-llava-tiny from scratch, on two CPU cores: `make train-tiny`.
+
+    python examples/fashion_mosaics/train.py --output_dir runs/mqt-llava-tiny
+
+A small CLIP vision tower, a query transformer of 16 queries and a small Llama learn together, in three stages: to list
+everything, then to find rows, columns and single places, both with all 16 visual tokens, and at last every kind of
+question at a number of visual tokens that is drawn for each batch. With random numbers from the start, places are not
+learned at all.
+
+Called again with the same folder, it goes on from the last checkpoint.
+"""
+
+import random
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from mosaics import (
+    DATASET_FOLDER,
+    ITEM_PIXELS,
+    SIDE,
+    ask_columns,
+    ask_list,
+    ask_most,
+    ask_positions,
+    ask_presence,
+    ask_rows,
+    draw_mosaic,
+    load_items,
+    to_messages,
+)
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import (
+    CLIPVisionConfig,
+    HfArgumentParser,
+    LlamaConfig,
+    TokenizersBackend,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration, MQTLlavaProcessor
+from mqt_llava.processing_mqt_llava import V1_CHAT_TEMPLATE
+
+
+@dataclass
+class TinyTrainingArguments(TrainingArguments):
+    output_dir: str = "runs/mqt-llava-tiny"
+    max_steps: int = 6000
+    per_device_train_batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 100
+    logging_steps: int = 50
+    save_steps: int = 250
+    save_total_limit: int = 2
+    seed: int = 0
+    report_to: str = "none"
+    remove_unused_columns: bool = False
+    train_sampling_strategy: str = "sequential"
+    lr_scheduler_type: str = "warmup_stable_decay"
+    dataloader_num_workers: int = 1
+    data_folder: str = field(default=DATASET_FOLDER, metadata={"help": "Folder with Fashion-MNIST's four files."})
+    list_steps: int = field(default=300, metadata={"help": "Steps of the first stage: listing alone, at m = M."})
+    position_steps: int = field(default=1500, metadata={"help": "Step at which m becomes random."})
+
+    def __post_init__(self):
+        self.lr_scheduler_kwargs = {"num_decay_steps": self.max_steps - self.position_steps, "decay_type": "linear"}
+        super().__post_init__()
+
+
+class MosaicConversations(torch.utils.data.Dataset):
+    """Conversation i is a pure function of the seed and i, so a resumed run sees what the first would have seen."""
+
+    def __init__(self, args: TinyTrainingArguments):
+        self.args = args
+        self.items = load_items("train", args.data_folder)
+
+    def __len__(self):
+        return self.args.max_steps * self.args.per_device_train_batch_size
+
+    def __getitem__(self, index: int) -> dict:
+        step = index // self.args.per_device_train_batch_size
+        rng = random.Random(f"{self.args.seed}-{index}")
+        mosaic = draw_mosaic(rng, self.items)
+        if step < self.args.list_steps:
+            questions = ask_list(rng, mosaic, 1)
+        elif step < self.args.position_steps:
+            # Rows and columns lead over from the whole list to single items.
+            ask, count = rng.choice([(ask_list, 1), (ask_rows, 4), (ask_columns, 4), *[(ask_positions, 7)] * 3])
+            questions = ask(rng, mosaic, count)
+        else:
+            # An answer must not be found in an earlier one, so a listing shares its conversation with coarse questions
+            # alone, and these come first.
+            coarse = [*ask_presence(rng, mosaic, 3), *ask_most(rng, mosaic, 1)]
+            rng.shuffle(coarse)
+            questions = rng.choice(
+                [
+                    ask_positions(rng, mosaic, 7),
+                    [*coarse[:2], *ask_positions(rng, mosaic, 5)],
+                    [*coarse, *ask_list(rng, mosaic, 1)],
+                    [*coarse[:1], *rng.choice([ask_rows, ask_columns])(rng, mosaic, 4)],
+                ]
+            )
+        return {"step": step, "messages": to_messages(mosaic.image, questions)}
+
+
+class BudgetCollator:
+    """Batches conversations at one number of visual tokens, which is drawn from the seed and the step."""
+
+    def __init__(self, processor: MQTLlavaProcessor, args: TinyTrainingArguments):
+        self.processor, self.args = processor, args
+
+    def draw_budget(self, step: int) -> int:
+        if step < self.args.position_steps:
+            return self.processor.max_visual_tokens
+        rng = random.Random(f"{self.args.seed}-budget-{step}")
+        return rng.choice([1, 2, 4, 8, 16]) if rng.random() < 0.8 else rng.randint(1, 16)
+
+    def __call__(self, records: list[dict]) -> dict[str, torch.Tensor]:
+        batch = self.processor.apply_chat_template(
+            [record["messages"] for record in records],
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            processor_kwargs={
+                "num_visual_tokens": self.draw_budget(records[0]["step"]),
+                "padding": True,
+                "padding_side": "right",
+            },
+        )
+        batch.convert_to_tensors("pt")  # not before: the mask is found token by token, which is slow on tensors
+        is_answer = batch.pop("assistant_masks").bool()
+        return {**batch, "labels": batch["input_ids"].masked_fill(~is_answer, -100)}
+
+
+def train_tokenizer(dataset: MosaicConversations, first: int, vocab_size: int) -> TokenizersBackend:
+    """A BPE like Llama's, learned on conversations from `first` on; what it does not know it spells in bytes."""
+    conversations = [dataset[first + index]["messages"] for index in range(2000)]
+    texts, _ = render_jinja_template(conversations=conversations, chat_template=V1_CHAT_TEMPLATE, eos_token="</s>")
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(prepend_scheme="first"),
+            pre_tokenizers.Split(Regex(r"[,.?!:\n]"), "isolated"),
+        ]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        initial_alphabet=[chr(code) for code in range(33, 127)] + ["▁"],
+    )
+    tokenizer.train_from_iterator([re.sub("<image>|</s>", "\n", text) for text in texts], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
+    # Text behind an image is tokenised as if it began there, as in the original.
+    tokenizer.normalizer = normalizers.Replace(Regex(r"<image>(?!<image>|\z)"), "<image> ")
+    tokenizer.add_special_tokens([AddedToken("<image>", special=True, normalized=True)])
+    return TokenizersBackend(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<unk>",
+        padding_side="left",
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_processor(dataset: MosaicConversations, args: TinyTrainingArguments) -> MQTLlavaProcessor:
+    pixels = SIDE * ITEM_PIXELS
+    image_processor = LlavaImageProcessorPil(
+        size={"shortest_edge": pixels}, crop_size={"height": pixels, "width": pixels}, do_pad=True
+    )
+    first = args.position_steps * args.per_device_train_batch_size
+    tokenizer = train_tokenizer(dataset, first, vocab_size=640)
+    return MQTLlavaProcessor(image_processor, tokenizer, max_visual_tokens=SIDE * SIDE)
+
+
+def build_model(processor: MQTLlavaProcessor) -> MQTLlavaForConditionalGeneration:
+    width = 128
+    config = MQTLlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=SIDE * ITEM_PIXELS,
+            patch_size=ITEM_PIXELS,
+        ),
+        text_config=LlamaConfig(
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            vocab_size=len(processor.tokenizer),
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            bos_token_id=processor.tokenizer.bos_token_id,
+            eos_token_id=processor.tokenizer.eos_token_id,
+            pad_token_id=processor.tokenizer.pad_token_id,
+        ),
+        image_token_id=processor.image_token_id,
+        max_visual_tokens=processor.max_visual_tokens,
+        resampler_num_attention_heads=8,
+        vision_feature_layer=-1,
+    )
+    return MQTLlavaForConditionalGeneration(config)
+
+
+def main(argv: list[str] | None = None):
+    (args,) = HfArgumentParser(TinyTrainingArguments).parse_args_into_dataclasses(argv)
+    set_seed(args.seed)
+    dataset = MosaicConversations(args)
+    processor = build_processor(dataset, args)
+    model = build_model(processor)
+    trainer = Trainer(
+        model,
+        args,
+        data_collator=BudgetCollator(processor, args),
+        train_dataset=dataset,
+        processing_class=processor,
+    )
+    trainer.train(
+        resume_from_checkpoint=get_last_checkpoint(args.output_dir) if Path(args.output_dir).exists() else None
+    )
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    main()
