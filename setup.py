@@ -18,6 +18,7 @@ setup(
         "accelerate",
         "huggingface_hub",
         "sentencepiece",
+        "protobuf",  # to read tokenizer.model
         "pillow",
     ],
     extras_require={
@@ -26,6 +27,6 @@ setup(
         "eval": ["lmms-eval"],
         "demo": ["gradio"],
         "viz": ["matplotlib"],
-        "dev": ["pytest", "pytest-xdist", "pytest-timeout", "ruff", "pre-commit", "peft", "protobuf"],
+        "dev": ["pytest", "pytest-xdist", "pytest-timeout", "ruff", "pre-commit", "peft"],
     },
 )

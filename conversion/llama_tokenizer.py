@@ -14,8 +14,7 @@ from tokenizers import Regex, Tokenizer, normalizers
 from transformers import AddedToken, LlamaTokenizer
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-
-IMAGE_TOKEN = "<image>"
+from mqt_llava.processing_mqt_llava import IMAGE_TOKEN
 
 
 def convert_llama_tokenizer(folder: Path) -> TokenizersBackend:

@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
+import transformers
 from helpers import tiny_config
+from packaging.version import Version
 from transformers import DynamicCache, GenerationConfig, StaticCache
 from transformers.generation.streamers import BaseStreamer
 
 from mqt_llava import MQTLlavaForConditionalGeneration
-from mqt_llava.generation_mqt_llava import resize_prompt, visual_tokens_per_image
+from mqt_llava.prompt_mqt_llava import resize_prompt, visual_tokens_per_image
 
 
 IMAGE, NEW = 99, 5
@@ -203,6 +205,8 @@ def test_positions_and_token_types_are_rebuilt(tiny_model, pixel_values):
     expected = generate(tiny_model, inputs, num_visual_tokens=4)
     inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     assert torch.equal(generate(tiny_model, inputs, num_visual_tokens=4), expected)
+    inputs["mm_token_type_ids"] = None
+    assert torch.equal(generate(tiny_model, inputs, num_visual_tokens=4), expected)
 
     types = (inputs["input_ids"] == IMAGE).long()
     resized, mask = resize_prompt(
@@ -241,7 +245,18 @@ def test_assisted_decoding(tiny_model, pixel_values, assistant):
     assert torch.equal(generate(tiny_model, inputs, prompt_lookup_num_tokens=2, max_new_tokens=12), expected)
 
 
-def test_static_cache_and_chunked_prefill(tiny_model, pixel_values):
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.20"), reason="drops the images of a chunked prompt of any model"
+)
+@pytest.mark.parametrize("chunk", [4, 24])
+def test_chunked_prefill(tiny_model, pixel_values, chunk):
+    inputs = inputs_at([16] * 5, pixel_values)
+    for m in (None, 4):
+        expected = generate(tiny_model, inputs, num_visual_tokens=m)
+        assert torch.equal(generate(tiny_model, inputs, num_visual_tokens=m, prefill_chunk_size=chunk), expected)
+
+
+def test_caches(tiny_model, pixel_values):
     inputs = inputs_at([16] * 5, pixel_values)
     expected = generate(tiny_model, inputs, num_visual_tokens=4)
     assert torch.equal(generate(tiny_model, inputs, num_visual_tokens=4, cache_implementation="static"), expected)
@@ -292,6 +307,70 @@ class TestConversationFromACache:
         cache, row = first
         expected = self.second(tiny_model, row, pixel_values[:2], [4, 9])
         assert torch.equal(generate(tiny_model, prompt_rows([row], [4, 9]), past_key_values=cache), expected)
+
+    @pytest.mark.parametrize("m", [None, 9])
+    @pytest.mark.parametrize("with_counts", [True, False])
+    def test_only_the_new_image_is_passed(self, tiny_model, pixel_values, m, with_counts):
+        """As transformers' own models go on: full ids, but only what the cache does not hold yet."""
+        inputs = {**prompt_rows(ROWS[1:2], [9]), "pixel_values": pixel_values[:1]}
+        cache = DynamicCache(config=tiny_model.config)
+        answer = generate(tiny_model, inputs, past_key_values=cache)[0].tolist()
+        row = [*ROWS[1], *answer, "image", 43]
+        expected = self.second(tiny_model, row, pixel_values[:2], [9, 9])
+        inputs = {**prompt_rows([row], [9, 9]), "pixel_values": pixel_values[1:2]}
+        if with_counts:
+            inputs["visual_token_counts"] = torch.tensor([9])
+        if m is not None and not with_counts:
+            # One image and two runs of placeholders: it cannot be told which one it is.
+            with pytest.raises(ValueError, match="visual_token_counts"):
+                generate(tiny_model, inputs, past_key_values=cache, num_visual_tokens=m)
+        else:
+            answer = generate(tiny_model, inputs, past_key_values=cache, num_visual_tokens=m)
+            assert torch.equal(answer, expected)
+
+    def test_only_the_new_image_at_another_m_is_an_error(self, tiny_model, pixel_values, first):
+        cache, row = first
+        inputs = {**prompt_rows([[*row, "image", 43]], [4, 9, 9]), "pixel_values": pixel_values[2:3]}
+        inputs["visual_token_counts"] = torch.tensor([9])
+        with pytest.raises(ValueError, match="holds images at \\[4, 9\\] visual tokens.*\\[9\\].*is 9"):
+            generate(tiny_model, inputs, past_key_values=cache, num_visual_tokens=9)
+
+    @pytest.mark.parametrize("default", [None, 4])
+    def test_only_the_new_tokens_are_passed(self, tiny_model, pixel_values, default):
+        inputs = {**prompt_rows(ROWS[1:2], [4]), "pixel_values": pixel_values[:1]}
+        tiny_model.generation_config.num_visual_tokens = default
+        cache = DynamicCache(config=tiny_model.config)
+        answer = generate(tiny_model, inputs, past_key_values=cache)[0].tolist()
+        row = [*ROWS[1], *answer, 41, 42]
+        expected = self.second(tiny_model, row, pixel_values[:1], [4])
+        whole = prompt_rows([row], [4])
+        new_tokens = whole["input_ids"][:, cache.get_seq_length() :]
+        output = tiny_model.generate(
+            new_tokens,
+            attention_mask=whole["attention_mask"],
+            past_key_values=cache,
+            max_new_tokens=NEW,
+            do_sample=False,
+        )
+        assert torch.equal(output[:, new_tokens.shape[1] :], expected)
+
+    def test_a_third_turn(self, tiny_model, pixel_values, first):
+        cache, row = first
+        for turn in range(2):
+            expected = self.second(tiny_model, row, pixel_values[:2], [4, 9])
+            answer = self.second(
+                tiny_model, row, pixel_values[:2], [16, 16], num_visual_tokens=[4, 9], past_key_values=cache
+            )
+            assert torch.equal(answer, expected)
+            row = [*row, *answer[0].tolist(), 50 + turn]
+
+    def test_a_cache_for_several_answers(self, tiny_model, pixel_values, first):
+        cache, row = first
+        cache.batch_repeat_interleave(2)
+        expected = self.second(tiny_model, row, pixel_values[:2], [4, 9])
+        inputs = {**prompt_rows([row, row], [4, 9, 4, 9]), "pixel_values": pixel_values[[0, 1, 0, 1]]}
+        inputs["visual_token_counts"] = torch.tensor([4, 9, 4, 9])
+        assert torch.equal(generate(tiny_model, inputs, past_key_values=cache), expected.repeat(2, 1))
 
     def test_a_further_image(self, tiny_model, pixel_values, first):
         cache, row = first
@@ -358,3 +437,10 @@ def test_sharing_placeholders():
         visual_tokens_per_image(mask, 3, 16, [2, 3, 3])
     with pytest.raises(ValueError, match="image tokens per prompt: \\[6, 3\\]"):  # an image across two prompts
         visual_tokens_per_image(mask, 3, 16, [3, 4, 2])
+    two_runs = torch.tensor([[True] * 3 + [False] + [True] * 5])
+    assert visual_tokens_per_image(two_runs, 2, 16, [3, 5]) == [3, 5]
+    for counts in ([5, 3], None):  # an image across the text between two runs
+        with pytest.raises(ValueError, match="image tokens per prompt: \\[8\\]"):
+            visual_tokens_per_image(two_runs, 2, 16, counts)
+    with pytest.raises(ValueError, match="1..4 for an image"):
+        visual_tokens_per_image(mask, 1, 4)

@@ -445,6 +445,43 @@ def test_weights_missing_from_a_checkpoint_are_initialised(tiny_model, tmp_path)
     assert torch.equal(reloaded.lm_head.weight, tiny_model.lm_head.weight)
 
 
+def test_placeholders_in_the_labels_count_for_nothing(tiny_model):
+    ids = torch.tensor([[1, 5, 99, 99, 6, 7]])
+    inputs = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 28, 28)}
+    masked = torch.where(ids == 99, -100, ids)
+    torch.testing.assert_close(tiny_model(**inputs, labels=ids).loss, tiny_model(**inputs, labels=masked).loss)
+
+
+def test_the_head_can_be_hooked(tiny_model):
+    gradients = []
+    tiny_model.lm_head.register_full_backward_hook(lambda module, inputs, outputs: gradients.append(outputs))
+    ids = torch.tensor([[1, 5, 6]])
+    tiny_model(input_ids=ids, labels=ids).loss.backward()
+    assert len(gradients) == 1
+
+
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_encoded_images_hold_on_to_no_hidden_states(tiny_model, return_dict):
+    outputs = tiny_model.get_image_features(torch.randn(2, 3, 28, 28), return_dict=return_dict)
+    if return_dict:
+        assert set(outputs) == {"last_hidden_state", "pooler_output"}
+    else:
+        last_hidden_state, pooler_output = outputs
+        assert [tokens.shape for tokens in pooler_output] == [(16, 32), (16, 32)]
+
+
+def test_assembling_parts_of_two_dtypes(tmp_path):
+    config = tiny_config()
+    AutoModel.from_config(config.vision_config).save_pretrained(tmp_path / "vision")
+    AutoModelForCausalLM.from_config(config.text_config).to(torch.bfloat16).save_pretrained(tmp_path / "text")
+    model = MQTLlavaForConditionalGeneration.from_vision_text_pretrained(
+        str(tmp_path / "vision"), str(tmp_path / "text"), max_visual_tokens=16
+    )
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    ids = torch.tensor([[1, 100, 100, 5]])
+    assert model(input_ids=ids, pixel_values=torch.randn(1, 3, 28, 28), labels=ids).loss.isfinite()
+
+
 def test_missing_vision_weights_are_initialised_as_the_vision_tower_does_it():
     model = MQTLlavaForConditionalGeneration.from_pretrained(None, config=tiny_config(), state_dict={})
     weight = model.model.vision_tower.encoder.layers[0].self_attn.q_proj.weight

@@ -46,12 +46,12 @@ from transformers import (
     CLIPVisionConfig,
     HfArgumentParser,
     LlamaConfig,
+    LlavaImageProcessorPil,
     TokenizersBackend,
     Trainer,
     TrainingArguments,
     set_seed,
 )
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -62,7 +62,7 @@ from mqt_llava.processing_mqt_llava import V1_CHAT_TEMPLATE
 @dataclass
 class TinyTrainingArguments(TrainingArguments):
     output_dir: str = "runs/mqt-llava-tiny"
-    max_steps: int = 6000
+    max_steps: int = 4000
     per_device_train_batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
@@ -77,7 +77,7 @@ class TinyTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = "warmup_stable_decay"
     dataloader_num_workers: int = 1
     data_folder: str = field(default=DATASET_FOLDER, metadata={"help": "Folder with Fashion-MNIST's four files."})
-    list_steps: int = field(default=300, metadata={"help": "Steps of the first stage: listing alone, at m = M."})
+    list_steps: int = field(default=250, metadata={"help": "Steps of the first stage: listing alone, at m = M."})
     position_steps: int = field(default=1500, metadata={"help": "Step at which m becomes random."})
 
     def __post_init__(self):
@@ -97,6 +97,10 @@ class MosaicConversations(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         step = index // self.args.per_device_train_batch_size
+        return {"step": step, "messages": self.conversation(index, step)}
+
+    def conversation(self, index: int, step: int) -> list[dict]:
+        """Chat messages as they are asked at a step of the training."""
         rng = random.Random(f"{self.args.seed}-{index}")
         mosaic = draw_mosaic(rng, self.items)
         if step < self.args.list_steps:
@@ -118,7 +122,7 @@ class MosaicConversations(torch.utils.data.Dataset):
                     [*coarse[:1], *rng.choice([ask_rows, ask_columns])(rng, mosaic, 4)],
                 ]
             )
-        return {"step": step, "messages": to_messages(mosaic.image, questions)}
+        return to_messages(mosaic.image, questions)
 
 
 class BudgetCollator:
@@ -150,9 +154,9 @@ class BudgetCollator:
         return {**batch, "labels": batch["input_ids"].masked_fill(~is_answer, -100)}
 
 
-def train_tokenizer(dataset: MosaicConversations, first: int, vocab_size: int) -> TokenizersBackend:
-    """A BPE like Llama's, learned on conversations from `first` on; what it does not know it spells in bytes."""
-    conversations = [dataset[first + index]["messages"] for index in range(2000)]
+def train_tokenizer(dataset: MosaicConversations, vocab_size: int) -> TokenizersBackend:
+    """A BPE like Llama's, learned on conversations of the last stage; what it does not know it spells in bytes."""
+    conversations = [dataset.conversation(index, dataset.args.position_steps) for index in range(128_000, 130_000)]
     texts, _ = render_jinja_template(conversations=conversations, chat_template=V1_CHAT_TEMPLATE, eos_token="</s>")
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
@@ -194,13 +198,12 @@ def train_tokenizer(dataset: MosaicConversations, first: int, vocab_size: int) -
     )
 
 
-def build_processor(dataset: MosaicConversations, args: TinyTrainingArguments) -> MQTLlavaProcessor:
+def build_processor(dataset: MosaicConversations) -> MQTLlavaProcessor:
     pixels = SIDE * ITEM_PIXELS
     image_processor = LlavaImageProcessorPil(
         size={"shortest_edge": pixels}, crop_size={"height": pixels, "width": pixels}, do_pad=True
     )
-    first = args.position_steps * args.per_device_train_batch_size
-    tokenizer = train_tokenizer(dataset, first, vocab_size=640)
+    tokenizer = train_tokenizer(dataset, vocab_size=640)
     return MQTLlavaProcessor(image_processor, tokenizer, max_visual_tokens=SIDE * SIDE)
 
 
@@ -239,7 +242,9 @@ def main(argv: list[str] | None = None):
     (args,) = HfArgumentParser(TinyTrainingArguments).parse_args_into_dataclasses(argv)
     set_seed(args.seed)
     dataset = MosaicConversations(args)
-    processor = build_processor(dataset, args)
+    last_checkpoint = get_last_checkpoint(args.output_dir) if Path(args.output_dir).exists() else None
+    # What the weights were trained with goes on with them.
+    processor = MQTLlavaProcessor.from_pretrained(last_checkpoint) if last_checkpoint else build_processor(dataset)
     model = build_model(processor)
     trainer = Trainer(
         model,
@@ -248,9 +253,7 @@ def main(argv: list[str] | None = None):
         train_dataset=dataset,
         processing_class=processor,
     )
-    trainer.train(
-        resume_from_checkpoint=get_last_checkpoint(args.output_dir) if Path(args.output_dir).exists() else None
-    )
+    trainer.train(resume_from_checkpoint=last_checkpoint)
     trainer.save_model()
 
 

@@ -1,10 +1,5 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
-"""
-Prompts whose images change their number of visual tokens.
-
-A prompt holds one placeholder token per visual token. The functions here count which placeholder belongs to which
-image, and re-size the runs of placeholders when `generate` is asked for another number than the prompt was made with.
-"""
+"""`generate` at any number of visual tokens, with images encoded once and conversations continued from a cache."""
 
 import copy
 from bisect import bisect_right
@@ -15,113 +10,7 @@ from transformers import GenerationConfig
 from transformers.utils import ModelOutput
 
 from .configuration_mqt_llava import check_num_visual_tokens
-
-
-def visual_tokens_per_image(
-    placeholder_mask: torch.Tensor,
-    num_images: int,
-    max_visual_tokens: int,
-    visual_token_counts: torch.Tensor | list[int] | None = None,
-) -> list[int]:
-    """
-    How many placeholders of a batch belong to each image.
-
-    Args:
-        placeholder_mask: Bool `(batch, length)`, true at the placeholders.
-        num_images: Images of the whole batch, in the order in which the prompts show them.
-        max_visual_tokens: M.
-        visual_token_counts: Long `(num_images,)`, as the processor emits them. Without them the placeholders are
-            shared equally by the images, which must come out even within each row.
-
-    Returns:
-        `num_images` integers.
-
-    Raises:
-        ValueError: Counts and placeholders disagree, or the equal shares do not come out even.
-    """
-    per_row = placeholder_mask.sum(-1).tolist()
-    total = sum(per_row)
-    error = f"Image features and image tokens do not match: {total} image tokens in the prompts, "
-
-    if visual_token_counts is not None:
-        counts = check_num_visual_tokens(
-            visual_token_counts, max_visual_tokens, num_images, name="visual_token_counts"
-        )
-        # An image never spans two prompts, so each row must end where an image ends.
-        row_ends, image_ends = set(accumulate(per_row)) - {0}, set(accumulate(counts))
-        if sum(counts) != total or not row_ends <= image_ends:
-            raise ValueError(
-                f"{error}{sum(counts)} visual tokens for {num_images} images "
-                f"(image tokens per prompt: {per_row}, visual tokens per image: {counts})."
-            )
-        return counts
-
-    share = total // num_images if num_images else 0
-    if share == 0 or total % num_images or any(tokens % share for tokens in per_row):
-        raise ValueError(
-            f"{error}which {num_images} images cannot share equally (image tokens per prompt: {per_row}). "
-            "Pass the `visual_token_counts` that the processor returns."
-        )
-    return [share] * num_images
-
-
-def resize_prompt(
-    inputs: dict[str, torch.Tensor],
-    placeholder_mask: torch.Tensor,
-    attention_mask: torch.Tensor,
-    old_counts: list[int],
-    new_counts: list[int],
-    pad_values: dict[str, int],
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """
-    Grows or shrinks each image's run of placeholders and pads the rows on the left again.
-
-    Args:
-        inputs: Tensors `(batch, length)` that go along with the tokens: `input_ids`, `mm_token_type_ids`, ...
-        placeholder_mask: Bool `(batch, length)`, true at the placeholders.
-        attention_mask: `(batch, length)`, zero at the padding, which is dropped wherever it stands.
-        old_counts, new_counts: Placeholders per image before and after.
-        pad_values: What to pad each of `inputs` with.
-
-    Returns:
-        The tensors and the attention mask `(batch, new length)`.
-    """
-    # Every token says how often it stands in the new prompt: text once, padding never, and of an image's placeholders
-    # the first `new` ones, the last of them as often as it takes to grow.
-    repeats = attention_mask.ne(0).long()
-    run = [
-        1 if position < min(old, new) - 1 else (1 + max(0, new - old) if position == min(old, new) - 1 else 0)
-        for old, new in zip(old_counts, new_counts)
-        for position in range(old)
-    ]
-    repeats[placeholder_mask] = torch.tensor(run, device=repeats.device)
-
-    lengths = repeats.sum(-1)
-    length = int(lengths.max())
-    new_mask = attention_mask.new_zeros((len(repeats), length))
-    resized = {name: tensor.new_full((len(repeats), length), pad_values[name]) for name, tensor in inputs.items()}
-    for row, row_length in enumerate(lengths.tolist()):
-        new_mask[row, length - row_length :] = 1
-        for name, tensor in inputs.items():
-            resized[name][row, length - row_length :] = tensor[row].repeat_interleave(repeats[row])
-    return resized, new_mask
-
-
-def restore_prompt(sequences: torch.Tensor, prompt: torch.Tensor, resized_length: int) -> torch.Tensor:
-    """
-    Puts the caller's own prompt back in front of what was generated from the re-sized one, so that
-    `sequences[:, prompt.shape[1]:]` holds the new tokens whatever m was.
-
-    Args:
-        sequences: `(batch * k, resized_length + new)`, k the number of returned sequences per prompt.
-        prompt: `(batch, length)`, as the caller passed it.
-        resized_length: Length of the prompt that was generated from.
-
-    Returns:
-        `(batch * k, length + new)`.
-    """
-    prompt = prompt.repeat_interleave(len(sequences) // len(prompt), dim=0).to(sequences.device)
-    return torch.cat([prompt, sequences[:, resized_length:]], dim=-1)
+from .prompt_mqt_llava import images_per_row, resize_prompt, restore_prompt, visual_tokens_per_image
 
 
 def encoded_images(mm_encoder_outputs: dict[str, ModelOutput] | None) -> ModelOutput | None:
@@ -136,17 +25,6 @@ def encoded_images(mm_encoder_outputs: dict[str, ModelOutput] | None) -> ModelOu
             f"`mm_encoder_outputs` has {sorted(unknown)}, but must be {{'image': output of get_image_features}}."
         )
     return (mm_encoder_outputs or {}).get("image")
-
-
-def images_per_row(placeholder_mask: torch.Tensor, counts: list[int]) -> list[list[int]]:
-    """Groups the visual tokens per image by the prompt they stand in."""
-    counts, rows = iter(counts), []
-    for num_placeholders in placeholder_mask.sum(-1).tolist():
-        row = []
-        while sum(row) < num_placeholders:
-            row.append(next(counts))
-        rows.append(row)
-    return rows
 
 
 def cut_visual_tokens(image_outputs: ModelOutput, counts: list[int], is_kept: list[bool] | None = None) -> ModelOutput:
@@ -202,10 +80,29 @@ def count_cached_images(
     return numbers
 
 
+def check_same_budget(num_visual_tokens: int | list[int] | None, passed: list[int], cached: list[int]) -> None:
+    """
+    Args:
+        num_visual_tokens: What is asked for; an integer for all images, a list for those that are passed.
+        passed, cached: Visual tokens of the images that are passed along with a cache, and of those that it holds.
+
+    Raises:
+        ValueError: What is asked for is not what there is.
+    """
+    if isinstance(num_visual_tokens, (list, tuple, torch.Tensor)):
+        is_same = list(num_visual_tokens) == (passed or cached)
+    else:
+        is_same = num_visual_tokens is None or all(count == num_visual_tokens for count in passed + cached)
+    if not is_same:
+        raise ValueError(
+            f"`past_key_values` holds images at {cached} visual tokens and the prompt shows further ones at {passed}, "
+            f"but `num_visual_tokens` is {num_visual_tokens}. Continue with the same, or without the cache."
+        )
+
+
 class MQTLlavaGenerationMixin:
     """`generate` with a number of visual tokens of its own."""
 
-    @torch.no_grad()
     def generate(
         self,
         inputs: torch.Tensor | None = None,
@@ -281,15 +178,14 @@ class MQTLlavaGenerationMixin:
         past_length = cache.get_seq_length() if cache is not None else 0
         cached_rows = getattr(cache, "visual_token_counts", None) if past_length else None
 
+        num_images = sum(len(row) for row in cached_rows or [])
         if image_outputs is not None:
             num_images = len(image_outputs.pooler_output)
         elif pixel_values is not None:
             num_images = len(pixel_values)
-        else:
-            num_images = sum(len(row) for row in cached_rows or [])
-        asked = None
+        max_visual_tokens, asked = self.config.max_visual_tokens, None
         if num_visual_tokens is not None:
-            asked = check_num_visual_tokens(num_visual_tokens, self.config.max_visual_tokens, num_images)
+            asked = check_num_visual_tokens(num_visual_tokens, max_visual_tokens, num_images)
         tokens = prompt if embeds is None else embeds
         if tokens is None or num_images == 0:
             if asked is not None and embeds is None and not past_length and prompt is not None:
@@ -304,14 +200,21 @@ class MQTLlavaGenerationMixin:
         mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device) if mask is None else mask
         placeholders = self.model.get_placeholder_mask(prompt if embeds is None else None, embeds)
         given = kwargs.get("visual_token_counts")
-        if past_length and asked is None:
-            # Continued in transformers' own way, with the images and perhaps the tokens that are not cached yet?
-            if mask.shape != tokens.shape[:2] or given is None or int(sum(given)) != int(placeholders.sum()):
-                return prompt, None
+        is_sliced = mask.shape != tokens.shape[:2]
+        shows_all_images = asked is not None if given is None else int(sum(given)) == int(placeholders.sum())
+        if past_length and (is_sliced or not shows_all_images):
+            # Continued as transformers' own models are, with what is not in the cache yet. That cannot be re-sized.
+            passed = []
+            if pixel_values is not None or image_outputs is not None:
+                uncached = placeholders if is_sliced else placeholders[:, past_length:]
+                passed = visual_tokens_per_image(uncached, num_images, max_visual_tokens, given)
+            check_same_budget(num_visual_tokens, passed, [count for row in cached_rows or [] for count in row])
+            return prompt, None
 
-        counts = visual_tokens_per_image(placeholders, num_images, self.config.max_visual_tokens, given)
+        counts = visual_tokens_per_image(placeholders, num_images, max_visual_tokens, given)
         rows = images_per_row(placeholders, counts)
-        cached_rows = rows if cached_rows is None else cached_rows
+        if cached_rows is None or len(cached_rows) != len(rows):
+            cached_rows = rows  # a cache that was filled or rearranged elsewhere
         if asked is not None and asked != counts:
             if embeds is not None:
                 raise ValueError(
@@ -328,11 +231,10 @@ class MQTLlavaGenerationMixin:
         counts = [count for count, new in zip(counts, is_new) if new]
         kwargs.pop("visual_token_counts", None)
         if image_outputs is not None:
-            kwargs["mm_encoder_outputs"] = (
-                {"image": cut_visual_tokens(image_outputs, counts, is_new)} if counts else {}
-            )
+            cut = cut_visual_tokens(image_outputs, counts, is_new)
+            kwargs["mm_encoder_outputs"] = {"image": cut} if counts else {}
         elif pixel_values is not None and counts:
-            kwargs["pixel_values"] = pixel_values[torch.tensor(is_new, device=pixel_values.device)]
+            kwargs["pixel_values"] = pixel_values if all(is_new) else pixel_values[torch.tensor(is_new)]
             kwargs["visual_token_counts"] = torch.tensor(counts)
         elif pixel_values is not None:
             del kwargs["pixel_values"]
@@ -347,7 +249,9 @@ class MQTLlavaGenerationMixin:
             )
         pad_token_id = self.generation_config.pad_token_id
         inputs = {"input_ids": prompt}
-        inputs.update({name: kwargs[name] for name in ("token_type_ids", "mm_token_type_ids") if name in kwargs})
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            if kwargs.get(name) is not None:
+                inputs[name] = kwargs[name]
         pad_values = dict.fromkeys(inputs, 0) | {"input_ids": 0 if pad_token_id is None else pad_token_id}
         resized, kwargs["attention_mask"] = resize_prompt(
             inputs, placeholders, mask.to(prompt.device), old_counts, new_counts, pad_values

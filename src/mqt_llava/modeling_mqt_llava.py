@@ -25,8 +25,8 @@ from .generation_mqt_llava import (
     MQTLlavaGenerationMixin,
     cut_visual_tokens,
     encoded_images,
-    visual_tokens_per_image,
 )
+from .prompt_mqt_llava import visual_tokens_per_image
 from .resampler_mqt_llava import MQTLlavaResampler, sine_cosine_positions
 
 
@@ -182,15 +182,17 @@ class MQTLlavaModel(MQTLlavaPreTrainedModel):
             **kwargs,
         )
         patches = image_outputs.hidden_states[-1]
-        if not all_states_asked:
-            image_outputs.hidden_states = None
         if self.config.vision_feature_select_strategy == "default":
             # Class and register tokens stand in front of the largest square that fits.
             patches = patches[:, patches.shape[1] - math.isqrt(patches.shape[1]) ** 2 :]
 
         visual_tokens = self.resampler(patches, num_queries=max(counts, default=max_visual_tokens))
-        image_outputs.pooler_output = [tokens[:count] for tokens, count in zip(visual_tokens, counts)]
-        return image_outputs
+        return BaseModelOutputWithPooling(
+            last_hidden_state=image_outputs.last_hidden_state,
+            pooler_output=[tokens[:count] for tokens, count in zip(visual_tokens, counts)],
+            hidden_states=image_outputs.hidden_states if all_states_asked else None,
+            attentions=image_outputs.get("attentions"),
+        )
 
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor | None
@@ -234,18 +236,23 @@ class MQTLlavaModel(MQTLlavaPreTrainedModel):
         image_features = None
         if pixel_values is not None or image_outputs is not None:
             placeholder_mask = self.get_placeholder_mask(input_ids, inputs_embeds)
-            counts = visual_token_counts
-            if image_outputs is not None and counts is None:
-                lengths = [len(tokens) for tokens in image_outputs.pooler_output]
-                counts = lengths if sum(lengths) == placeholder_mask.sum() else None
             # While tracing, the placeholders cannot be counted: without counts they are taken to be as many as the
-            # features, which is checked below.
-            if counts is not None or not torch.compiler.is_compiling():
+            # features, which is checked below. Images that were encoded to fit, or that `generate` cut into the
+            # chunks of a long prompt, are as many tokens as there are placeholders.
+            fits = visual_token_counts is None and (
+                torch.compiler.is_compiling()
+                or image_outputs is not None
+                and sum(len(tokens) for tokens in image_outputs.pooler_output) == placeholder_mask.sum()
+            )
+            counts = None
+            if not fits:
                 num_images = len(pixel_values) if image_outputs is None else len(image_outputs.pooler_output)
-                counts = visual_tokens_per_image(placeholder_mask, num_images, self.config.max_visual_tokens, counts)
+                counts = visual_tokens_per_image(
+                    placeholder_mask, num_images, self.config.max_visual_tokens, visual_token_counts
+                )
             if image_outputs is None:
                 image_outputs = self.get_image_features(pixel_values, counts, return_dict=True)
-            elif counts is not None:
+            elif not fits:
                 image_outputs = cut_visual_tokens(image_outputs, counts)
             image_features = torch.cat(list(image_outputs.pooler_output)).to(inputs_embeds.device, inputs_embeds.dtype)
             placeholder_mask = placeholder_mask.unsqueeze(-1).to(inputs_embeds.device)
@@ -313,7 +320,7 @@ class MQTLlavaForConditionalGeneration(MQTLlavaGenerationMixin, MQTLlavaPreTrain
             text: A causal language model, or the folder or Hub id to load one from.
             image_token_id: The id of `<image>` in the tokenizer. By default the next one after the decoder's
                 vocabulary. The embeddings grow until they hold it.
-            dtype: What to load both in; only with folders or Hub ids.
+            dtype: What to load both in, when they are folders or Hub ids. The vision tower takes on the decoder's.
             config_kwargs: Further arguments of [`MQTLlavaConfig`], such as `max_visual_tokens` and
                 `vision_feature_layer`.
 
@@ -326,8 +333,9 @@ class MQTLlavaForConditionalGeneration(MQTLlavaGenerationMixin, MQTLlavaPreTrain
             vision = AutoModel.from_pretrained(vision, config=vision_config, dtype=dtype)
         if not isinstance(text, PreTrainedModel):
             text = AutoModelForCausalLM.from_pretrained(text, dtype=dtype)
-        if hasattr(vision.config, "vision_config"):
+        if "vision_config" in vision.config.sub_configs:  # a whole CLIP or SigLIP
             vision = vision.vision_model
+        vision = vision.to(device=text.device, dtype=text.dtype)
         lm_head = text.get_output_embeddings()
         if lm_head is None or lm_head.bias is not None:
             raise ValueError(f"`text` is a {type(text).__name__}, but must be a causal model whose head has no bias.")
@@ -417,10 +425,12 @@ class MQTLlavaForConditionalGeneration(MQTLlavaGenerationMixin, MQTLlavaPreTrain
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         # The placeholder is never predicted. Losses and samples are those of the decoder's own vocabulary, and finite
         # where a loss sums over all logits.
-        logits[..., self.config.image_token_id] = NEVER
+        image_token = torch.full((1,), self.config.image_token_id, device=logits.device)
+        logits = logits.index_fill(-1, image_token, NEVER)
 
         loss = None
         if labels is not None:
+            labels = labels.masked_fill(labels == self.config.image_token_id, -100)
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )

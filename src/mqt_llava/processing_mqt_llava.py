@@ -119,6 +119,7 @@ class MQTLlavaProcessor(ProcessorMixin):
         self.num_visual_tokens = num_visual_tokens
         self.image_token = IMAGE_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        # Written on saving anyhow; from the start, so that a processor equals what it is saved as.
         self.auto_map = {"AutoProcessor": "processing_mqt_llava.MQTLlavaProcessor"}
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,15 +135,15 @@ class MQTLlavaProcessor(ProcessorMixin):
         if text is not None and not all(isinstance(sample, str) for sample in (text if is_batch else [text])):
             raise TypeError(f"`text` is {repr(text)[:100]}, but must be a string or a list of strings.")
         call_kwargs = {**kwargs.get("images_kwargs", {}), **kwargs}
-        if images is None and isinstance(call_kwargs.get("num_visual_tokens"), int):
-            # Text alone has none, but a wrong number is not passed over.
-            check_num_visual_tokens(call_kwargs["num_visual_tokens"], self.max_visual_tokens)
         if images is not None:
             if is_batch and isinstance(images, (list, tuple)):
                 self._check_images_per_prompt(images, text)
             data_format = call_kwargs.get("input_data_format")
             images = flatten_images(images)
             images = [load_rgb(image, index, data_format) for index, image in enumerate(images)] or None
+        if images is None and call_kwargs.get("num_visual_tokens") is not None:
+            # Text alone has none, but a wrong number is not passed over.
+            check_num_visual_tokens(call_kwargs["num_visual_tokens"], self.max_visual_tokens, num_images=0)
         return super().prepare_inputs_layout(images=images, text=text, **kwargs)
 
     def validate_inputs(self, images: ImageInput | None = None, text: list[TextInput] | None = None, **kwargs):

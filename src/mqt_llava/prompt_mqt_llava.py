@@ -1,0 +1,137 @@
+# Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
+"""
+Prompts whose images change their number of visual tokens.
+
+A prompt holds one placeholder token per visual token. The functions here tell which placeholder belongs to which
+image, and re-size the runs of placeholders.
+"""
+
+from itertools import accumulate
+
+import torch
+from torch import nn
+
+from .configuration_mqt_llava import check_num_visual_tokens
+
+
+def visual_tokens_per_image(
+    placeholder_mask: torch.Tensor,
+    num_images: int,
+    max_visual_tokens: int,
+    visual_token_counts: torch.Tensor | list[int] | None = None,
+) -> list[int]:
+    """
+    How many placeholders of a batch belong to each image.
+
+    Args:
+        placeholder_mask: Bool `(batch, length)`, true at the placeholders.
+        num_images: Images of the whole batch, in the order in which the prompts show them.
+        max_visual_tokens: M.
+        visual_token_counts: Long `(num_images,)`, as the processor emits them. Without them the placeholders are
+            shared equally by the images, which must come out even within each row.
+
+    Returns:
+        `num_images` integers.
+
+    Raises:
+        ValueError: Counts and placeholders disagree, or the equal shares do not come out even.
+    """
+    per_row = placeholder_mask.sum(-1).tolist()
+    total = sum(per_row)
+    share = total // num_images if num_images else 0
+    if visual_token_counts is not None:
+        counts = check_num_visual_tokens(
+            visual_token_counts, max_visual_tokens, num_images, name="visual_token_counts"
+        )
+    else:
+        counts = [share] * num_images
+
+    # An image is one unbroken run of placeholders or a part of one: where a run ends, an image ends.
+    run_ends = placeholder_mask & ~nn.functional.pad(placeholder_mask[:, 1:], (0, 1))
+    ends = placeholder_mask.flatten().cumsum(0)[run_ends.flatten()].tolist()
+    if (
+        sum(counts) != total
+        or not set(ends) <= set(accumulate(counts))
+        or not all(1 <= count <= max_visual_tokens for count in counts)
+    ):
+        error = f"Image features and image tokens do not match: {total} image tokens in the prompts, "
+        if visual_token_counts is None:
+            raise ValueError(
+                f"{error}which {num_images} images cannot share equally (image tokens per prompt: {per_row}, "
+                f"1..{max_visual_tokens} for an image). Pass the `visual_token_counts` that the processor returns."
+            )
+        raise ValueError(
+            f"{error}{sum(counts)} visual tokens for {num_images} images "
+            f"(image tokens per prompt: {per_row}, visual tokens per image: {counts})."
+        )
+    return counts
+
+
+def resize_prompt(
+    inputs: dict[str, torch.Tensor],
+    placeholder_mask: torch.Tensor,
+    attention_mask: torch.Tensor,
+    old_counts: list[int],
+    new_counts: list[int],
+    pad_values: dict[str, int],
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """
+    Grows or shrinks each image's run of placeholders and pads the rows on the left again.
+
+    Args:
+        inputs: Tensors `(batch, length)` that go along with the tokens: `input_ids`, `mm_token_type_ids`, ...
+        placeholder_mask: Bool `(batch, length)`, true at the placeholders.
+        attention_mask: `(batch, length)`, zero at the padding, which is dropped wherever it stands.
+        old_counts, new_counts: Placeholders per image before and after.
+        pad_values: What to pad each of `inputs` with.
+
+    Returns:
+        The tensors and the attention mask `(batch, new length)`.
+    """
+    # Every token says how often it stands in the new prompt: text once, padding never, and of an image's placeholders
+    # the first `new` ones, the last of them as often as it takes to grow.
+    repeats = attention_mask.ne(0).long()
+    run = [
+        1 if position < min(old, new) - 1 else (1 + max(0, new - old) if position == min(old, new) - 1 else 0)
+        for old, new in zip(old_counts, new_counts)
+        for position in range(old)
+    ]
+    repeats[placeholder_mask] = torch.tensor(run, device=repeats.device)
+
+    lengths = repeats.sum(-1)
+    length = int(lengths.max())
+    new_mask = attention_mask.new_zeros((len(repeats), length))
+    resized = {name: tensor.new_full((len(repeats), length), pad_values[name]) for name, tensor in inputs.items()}
+    for row, row_length in enumerate(lengths.tolist()):
+        new_mask[row, length - row_length :] = 1
+        for name, tensor in inputs.items():
+            resized[name][row, length - row_length :] = tensor[row].repeat_interleave(repeats[row])
+    return resized, new_mask
+
+
+def restore_prompt(sequences: torch.Tensor, prompt: torch.Tensor, resized_length: int) -> torch.Tensor:
+    """
+    Puts the caller's own prompt back in front of what was generated from the re-sized one, so that
+    `sequences[:, prompt.shape[1]:]` holds the new tokens whatever m was.
+
+    Args:
+        sequences: `(batch * k, resized_length + new)`, k the number of returned sequences per prompt.
+        prompt: `(batch, length)`, as the caller passed it.
+        resized_length: Length of the prompt that was generated from.
+
+    Returns:
+        `(batch * k, length + new)`.
+    """
+    prompt = prompt.repeat_interleave(len(sequences) // len(prompt), dim=0).to(sequences.device)
+    return torch.cat([prompt, sequences[:, resized_length:]], dim=-1)
+
+
+def images_per_row(placeholder_mask: torch.Tensor, counts: list[int]) -> list[list[int]]:
+    """Groups the visual tokens per image by the prompt they stand in."""
+    counts, rows = iter(counts), []
+    for num_placeholders in placeholder_mask.sum(-1).tolist():
+        row = []
+        while sum(row) < num_placeholders:
+            row.append(next(counts))
+        rows.append(row)
+    return rows
