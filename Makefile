@@ -4,7 +4,10 @@ VENV = .venv
 OLDEST = .venv-oldest
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: demo test test-oldest test-slow lint train-tiny evaluate-tiny bench-convert clean
+.PHONY: help demo test test-oldest test-slow lint train-tiny evaluate-tiny bench-convert clean
+
+help:  ## List the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 demo: $(VENV)/.installed  ## Answer questions about real images with the embedded checkpoint at several budgets
 	$(VENV)/bin/python examples/answer_at_budgets.py
@@ -22,6 +25,7 @@ lint: $(VENV)/.installed  ## Check style
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
+# Threads that wait without spinning, so that the data worker finds a core.
 train-tiny: $(VENV)/.installed  ## Train the embedded checkpoint again (an hour on two cores); goes on where it was stopped
 	OMP_WAIT_POLICY=passive $(VENV)/bin/python examples/fashion_mosaics/train.py --output_dir runs/mqt-llava-tiny
 

@@ -77,6 +77,8 @@ def main(argv: list[str] | None = None) -> dict:
     print(f"|---|{'---|' * (len(args.budgets) + 1)}")
     for kind, ask in QUESTION_KINDS.items():
         questions = [(index, pair) for index, mosaic in enumerate(mosaics) for pair in ask(rng, mosaic, 1)]
+        if not questions:  # of few mosaics none may show clearly most of anything
+            continue
         scores = accuracies(model, processor, mosaics, kind, questions, args.budgets)
         means = {budget: sum(values) / len(values) for budget, values in scores.items()}
         results[kind] = {"coarse": kind in COARSE_KINDS, "questions": len(questions), "accuracy": means}

@@ -1,6 +1,8 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
 """MQT-LLaVA for transformers: importing this package registers the model with the auto classes."""
 
+from importlib.metadata import version
+
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from .configuration_mqt_llava import MQTLlavaConfig
@@ -13,7 +15,7 @@ AutoModel.register(MQTLlavaConfig, MQTLlavaModel)
 AutoModelForImageTextToText.register(MQTLlavaConfig, MQTLlavaForConditionalGeneration)
 AutoProcessor.register(MQTLlavaConfig, MQTLlavaProcessor)
 
-__version__ = "0.1.0"
+__version__ = version("mqt_llava")
 
 __all__ = [
     "MQTLlavaConfig",

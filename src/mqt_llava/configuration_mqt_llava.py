@@ -48,7 +48,7 @@ class MQTLlavaConfig(PreTrainedConfig):
     ```"""
 
     model_type = "mqt_llava"
-    attribute_map = {"image_token_index": "image_token_id"}
+    attribute_map = {"image_token_index": "image_token_id"}  # as LLaVA's config calls it, and tools that read it
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
 
     vision_config: dict | PreTrainedConfig | None = None
