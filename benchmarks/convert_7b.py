@@ -11,6 +11,7 @@ count).
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -159,7 +160,7 @@ def main() -> None:
         "input_bytes": sum(path.stat().st_size for path in original.glob("*.bin")),
         "output_shards": len(sizes),
         "largest_shard_bytes": max(sizes),
-        "machine": f"{platform.machine()} {platform.system()}",
+        "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
     }
     print(json.dumps(result, indent=1))

@@ -110,18 +110,11 @@ class MosaicConversations(torch.utils.data.Dataset):
             ask, count = rng.choice([(ask_list, 1), (ask_rows, 4), (ask_columns, 4), *[(ask_positions, 7)] * 3])
             questions = ask(rng, mosaic, count)
         else:
-            # An answer must not be found in an earlier one, so a listing shares its conversation with coarse questions
-            # alone, and these come first.
+            # Coarse questions come first, for their answers could be read off a listing.
             coarse = [*ask_presence(rng, mosaic, 3), *ask_most(rng, mosaic, 1)]
             rng.shuffle(coarse)
-            questions = rng.choice(
-                [
-                    ask_positions(rng, mosaic, 7),
-                    [*coarse[:2], *ask_positions(rng, mosaic, 5)],
-                    [*coarse, *ask_list(rng, mosaic, 1)],
-                    [*coarse[:1], *rng.choice([ask_rows, ask_columns])(rng, mosaic, 4)],
-                ]
-            )
+            ask, count = rng.choice([(ask_list, 1), (ask_rows, 4), (ask_columns, 4), *[(ask_positions, 6)] * 2])
+            questions = [*coarse[: rng.randrange(4)], *ask(rng, mosaic, count)]
         return to_messages(mosaic.image, questions)
 
 
