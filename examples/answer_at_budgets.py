@@ -11,6 +11,7 @@ never seen.
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
@@ -52,8 +53,10 @@ def ask(model, processor, image: Image.Image, question: str, budgets: list[int])
 
 def draw(panels: list[tuple[Image.Image, list[tuple[str, str | None, list[dict]]]]], path: Path) -> None:
     """Each picture with its questions and answers to its right; right answers blue, wrong ones orange."""
-    side, width, line, margin = 420, 760, 21, 20
+    side, line, margin = 420, 21, 20
     font, small = ImageFont.load_default(17), ImageFont.load_default(15)
+    texts = [answer["text"] for _, rows in panels for *_, answers in rows for answer in answers]
+    width = 100 + round(max(small.getlength(text) for text in [" " * 60, *texts]))
     heights = [max(side, sum(line * (len(answers) + 1) + 10 for *_, answers in rows)) for _, rows in panels]
     canvas = Image.new("RGB", (side + width + 3 * margin, sum(heights) + margin * (len(panels) + 1)), "white")
     pen, top = ImageDraw.Draw(canvas), margin
@@ -99,7 +102,7 @@ def main() -> None:
     panels = []
     for path, pairs in tasks.items():
         image, rows = Image.open(path), []
-        print(f"\n{path}")
+        print(f"\n{os.path.relpath(path)}")
         for question, truth in pairs:
             answers = ask(model, processor, image, question, args.budgets)
             rows.append((question, truth, answers))
@@ -111,7 +114,7 @@ def main() -> None:
                 )
         panels.append((image, rows))
     draw(panels[:2], args.output)
-    print(f"\nSaved {args.output}")
+    print(f"\nSaved {os.path.relpath(args.output)}")
 
 
 if __name__ == "__main__":

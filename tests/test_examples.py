@@ -36,7 +36,7 @@ def test_demo_prints_answers_and_saves_a_picture(tmp_path):
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     for budget in (1, 2, 4, 8, 16):
         assert f"{budget} visual tokens, prompt of" in output
-    assert Image.open(tmp_path / "demo.png").size[0] > 1000
+    assert Image.open(tmp_path / "demo.png").size[0] > 700
 
 
 def test_embedded_checkpoint_answers_about_held_out_photos():
@@ -73,7 +73,7 @@ def test_evaluation_counts_right_answers(dataset, tmp_path):
     assert score("row", "bag, dress, coat", "bag, coat, coat, bag") == 0.5
     arguments = ["--data-folder", dataset, "--mosaics", 3, "--budgets", 1, 16, "--output", tmp_path / "figures.json"]
     results = main(list(map(str, arguments)))
-    assert set(results) == {"position", "row", "list", "presence", "most"}
+    assert {"position", "row", "column", "list", "presence"} <= set(results)
     assert results["list"]["questions"] == 3
     assert json.loads((tmp_path / "figures.json").read_text())["results"]["list"]["accuracy"].keys() == {"1", "16"}
 

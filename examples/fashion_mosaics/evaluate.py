@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 
 import torch
-from mosaics import COARSE_KINDS, DATASET_FOLDER, QUESTION_KINDS, draw_mosaic, load_items, to_messages
+from mosaics import DATASET_FOLDER, GRAIN, QUESTION_KINDS, draw_mosaic, load_items, to_messages
 from transformers import AutoProcessor
 
 from mqt_llava import MQTLlavaForConditionalGeneration
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> dict:
             continue
         scores = accuracies(model, processor, mosaics, kind, questions, args.budgets)
         means = {budget: sum(values) / len(values) for budget, values in scores.items()}
-        results[kind] = {"coarse": kind in COARSE_KINDS, "questions": len(questions), "accuracy": means}
+        results[kind] = {"grain": GRAIN.get(kind, "fine"), "questions": len(questions), "accuracy": means}
         print(f"| {kind} | {' | '.join(f'{mean:.3f}' for mean in means.values())} | {len(questions)} |", flush=True)
     if args.output:
         Path(args.output).write_text(json.dumps({"arguments": vars(args), "results": results}, indent=1) + "\n")

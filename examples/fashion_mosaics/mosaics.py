@@ -1,8 +1,8 @@
 """
 Questions about mosaics of real photos: 4 x 4 items of Fashion-MNIST (Zalando Research, MIT licence).
 
-Fine questions need to know each item (`position`, `row`, `column`, `list`), coarse ones what there is at all
-(`presence`, `most`).
+Fine questions need to know what stands where (`position`, `row`, `column`, `list`), coarse ones what there is at all
+(`presence`); between them, what there is most of (`most`).
 """
 
 import argparse
@@ -125,7 +125,7 @@ QUESTION_KINDS = {
     "presence": ask_presence,
     "most": ask_most,
 }
-COARSE_KINDS = ("presence", "most")
+GRAIN = {"presence": "coarse", "most": "between"}  # the others are fine
 
 
 def to_messages(image: Image.Image, questions: list[tuple[str, str]]) -> list[dict]:
