@@ -96,8 +96,12 @@ def main() -> None:
         tasks = {
             str(IMAGES / name): pairs for name, pairs in json.loads((IMAGES / "questions.json").read_text()).items()
         }
+    if missing := [path for path in tasks if not Path(path).is_file()]:
+        parser.error(f"--image: there is no file {missing[0]}")
     model = AutoModelForImageTextToText.from_pretrained(args.model).eval()
     processor = AutoProcessor.from_pretrained(args.model)
+    if not all(1 <= budget <= processor.max_visual_tokens for budget in args.budgets):
+        parser.error(f"--budgets {args.budgets}: this model has 1 to {processor.max_visual_tokens} visual tokens")
 
     panels = []
     for path, pairs in tasks.items():

@@ -109,7 +109,8 @@ def test_readme_snippets_run_when_pasted(monkeypatch, capsys):
     for block in (usage, pipe, encode_once):
         exec(block, namespace)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["1", "4", "16"]
+    assert [line.split()[0] for line in lines[:3]] == ["1", "4", "16"]
+    assert lines[3].strip() == lines[1].removeprefix("4").strip()  # the pipeline's answer at m = 4
 
 
 def test_missing_dataset_says_what_to_install(tmp_path):
