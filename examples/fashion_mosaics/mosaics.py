@@ -28,7 +28,7 @@ GROUPS = {
     "trousers": ("trousers",),
     "bags": ("bag",),
 }
-ROWS = ("top", "second", "third", "bottom")  # columns have numbers: to tell two numbers apart takes longer to learn
+ROWS = ("top", "second", "third", "bottom")  # columns have numbers, so that no word can mean either
 CORNERS = {(0, 0): "top left", (0, 3): "top right", (3, 0): "bottom left", (3, 3): "bottom right"}
 DATASET_FOLDER = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts it
 

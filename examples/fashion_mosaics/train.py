@@ -5,8 +5,7 @@ Trains the checkpoint in model_cards/mqt-llava-tiny from scratch, on two CPU cor
 
 A small CLIP vision tower, a query transformer of 16 queries and a small Llama learn together, in three stages: to list
 everything, then to find rows, columns and single places, both with all 16 visual tokens, and at last every kind of
-question at a number of visual tokens that is drawn for each batch. With random numbers from the start, places are not
-learned at all.
+question at a number of visual tokens that is drawn for each batch.
 
 Called again with the same folder, it goes on from the last checkpoint.
 """
