@@ -10,15 +10,17 @@ FIXTURES = REPOSITORY / "tests" / "fixtures"
 GOLDEN_NAMES = ("mqt_llava_original_tiny", "mqt_llava_original_tiny_legacy_false")
 
 
+VISION_CONFIG = {
+    "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "image_size": 28, "patch_size": 7,
+}  # fmt: skip
+TEXT_CONFIG = {
+    "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 100, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
 def tiny_config(**kwargs) -> MQTLlavaConfig:
     """28-pixel images in 16 patches, M = 16, a vocabulary of 100 with `<image>` = 99."""
-    vision_config = {
-        "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "image_size": 28, "patch_size": 7,
-    }  # fmt: skip
-    text_config = {
-        "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 100, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
-    defaults = {"vision_config": vision_config, "text_config": text_config}
+    defaults = {"vision_config": VISION_CONFIG, "text_config": TEXT_CONFIG}
     return MQTLlavaConfig(**{**defaults, "image_token_id": 99, "max_visual_tokens": 16, **kwargs})

@@ -1,12 +1,21 @@
 """Small random models and prompts for them."""
 
 import torch
-from helpers import tiny_config
+from helpers import TEXT_CONFIG, tiny_config
+from transformers import AutoConfig, PreTrainedConfig
 
 from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration
 
 
 IMAGE_TOKEN_ID = 99
+DECODERS = {
+    "llama": {},
+    "qwen2": {"tie_word_embeddings": True},
+    "gemma": {"head_dim": 8, "tie_word_embeddings": True},
+    "mistral": {"sliding_window": None, "tie_word_embeddings": False},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "gpt_neox": {},
+}
 
 
 def random_model(config: MQTLlavaConfig | None = None, seed: int = 0) -> MQTLlavaForConditionalGeneration:
@@ -49,3 +58,16 @@ def random_inputs(*rows: list[int], image_size: int = 28) -> dict[str, torch.Ten
         inputs["pixel_values"] = random_pixels(len(counts), image_size)
         inputs["visual_token_counts"] = torch.tensor(counts)
     return inputs
+
+
+def decoder_config(name: str) -> PreTrainedConfig:
+    text_config = {"num_key_value_heads": 2, **TEXT_CONFIG}
+    if name == "gpt2":
+        text_config = {key: TEXT_CONFIG[key] for key in TEXT_CONFIG if key.endswith("_id") or key == "vocab_size"}
+    return AutoConfig.for_model(name, **{**text_config, **DECODERS[name]})
+
+
+def text_labels(inputs: dict, image_token_id: int = IMAGE_TOKEN_ID) -> torch.Tensor:
+    """The text as labels: neither padding nor images are learned."""
+    is_text = (inputs["attention_mask"] == 1) & (inputs["input_ids"] != image_token_id)
+    return inputs["input_ids"].where(is_text, -100)

@@ -29,8 +29,8 @@ class MQTLlavaConfig(PreTrainedConfig):
         resampler_num_attention_heads (`int`, defaults to 16):
             Heads of the query transformer. Must divide the hidden size of the vision tower.
         vision_feature_layer (`int`, defaults to -2):
-            Which hidden state of the vision tower is compressed, counted as in `hidden_states` (0 is the embeddings,
-            -1 the last layer). Layers above it are neither built nor run.
+            Which hidden state of the vision tower is compressed, counted as in `hidden_states`: 1 is the first layer's
+            output, -1 the last's. Layers above it are neither built nor run.
         vision_feature_select_strategy (`str`, defaults to `"default"`):
             `"default"` drops the tokens in front of the patch grid (class token, registers), where there are any;
             `"full"` keeps every token.
@@ -38,6 +38,7 @@ class MQTLlavaConfig(PreTrainedConfig):
             Whether the language model head is the embedding matrix. Taken over from `text_config` when that ties.
 
     Raises:
+        TypeError: A part is no configuration, or a number no integer.
         ValueError: `max_visual_tokens` is not a square number, or `vision_feature_select_strategy` is unknown.
 
     ```python

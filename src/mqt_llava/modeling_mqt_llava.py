@@ -21,11 +21,7 @@ from transformers.utils import TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mqt_llava import MQTLlavaConfig, check_num_visual_tokens
-from .generation_mqt_llava import (
-    MQTLlavaGenerationMixin,
-    cut_visual_tokens,
-    encoded_images,
-)
+from .generation_mqt_llava import MQTLlavaGenerationMixin, cut_visual_tokens, encoded_images
 from .prompt_mqt_llava import visual_tokens_per_image
 from .resampler_mqt_llava import MQTLlavaResampler, sine_cosine_positions
 
@@ -172,8 +168,8 @@ class MQTLlavaModel(MQTLlavaPreTrainedModel):
                 visual_token_counts, max_visual_tokens, num_images, name="visual_token_counts"
             )
 
-        # Releases count either blocks or states in such a list. These two indices hold on to the last block's output
-        # under both, and to none of the earlier states.
+        # Releases count either blocks or states in such a list: under both, these two indices end with the last
+        # block's output, and hold on to one state before it at most, until this method returns.
         all_states_asked = kwargs.pop("output_hidden_states", None) or self.config.output_hidden_states
         image_outputs = self.vision_tower(
             pixel_values.to(self.vision_tower.dtype),
