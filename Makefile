@@ -4,10 +4,10 @@ VENV = .venv
 OLDEST = .venv-oldest
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: help demo test test-oldest test-slow lint train-tiny evaluate-tiny bench-convert clean
+.PHONY: help demo test test-oldest test-slow lint train-tiny evaluate-tiny bench-convert bench-training-step clean
 
 help:  ## List the commands
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
 
 demo: $(VENV)/.installed  ## Answer questions about real images with the embedded checkpoint at several budgets
 	$(VENV)/bin/python examples/answer_at_budgets.py
@@ -34,6 +34,9 @@ evaluate-tiny: $(VENV)/.installed  ## Held-out accuracy of the embedded checkpoi
 
 bench-convert: $(VENV)/.installed  ## Convert a synthetic 7B checkpoint and measure its memory (30 GB of disk)
 	$(RUN) benchmarks/convert_7b.py
+
+bench-training-step: $(VENV)/.installed  ## Measure a training step against LLaVA's (minutes on two cores)
+	$(VENV)/bin/python benchmarks/training_step.py --size mid
 
 $(VENV)/.installed: requirements.txt setup.py
 	$(PYTHON) -m venv $(VENV)
