@@ -47,6 +47,7 @@ def accuracies(
             return_tensors="pt",
             processor_kwargs={"padding": True},
         )
+        inputs = inputs.to(model.device)
         encoded = model.get_image_features(inputs.pop("pixel_values"))
         for budget in budgets:
             generated = model.generate(
@@ -64,10 +65,12 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--mosaics", type=int, default=1000, help="held-out mosaics, with one question of each kind")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--data-folder", default=DATASET_FOLDER, help="folder with Fashion-MNIST's four files")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", help="JSON file for the figures")
     args = parser.parse_args(argv)
 
-    model = MQTLlavaForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval()
+    model = MQTLlavaForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32)
+    model = model.eval().to(args.device)
     processor = AutoProcessor.from_pretrained(args.model)
     rng, items = random.Random(args.seed), load_items("t10k", args.data_folder)
     mosaics = [draw_mosaic(rng, items) for _ in range(args.mosaics)]

@@ -13,7 +13,6 @@ Called again with the same folder, it goes on from the last checkpoint.
 import random
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from mosaics import (
@@ -47,19 +46,28 @@ from transformers import (
     LlamaConfig,
     LlavaImageProcessorPil,
     TokenizersBackend,
-    Trainer,
-    TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration, MQTLlavaProcessor
 from mqt_llava.processing_mqt_llava import V1_CHAT_TEMPLATE
+from mqt_llava.training import (
+    BudgetCollator,
+    MQTLlavaTrainer,
+    MQTLlavaTrainingArguments,
+    last_complete_checkpoint,
+    parse_budget,
+)
+from mqt_llava.training.parts import PARTS
+
+
+# Every m, and the powers of two, at which the model is evaluated, far more often.
+MOSTLY_POWERS = f"WeightedBudget({ {m: 14 if m in (1, 2, 4, 8, 16) else 1 for m in range(1, 17)} })"
 
 
 @dataclass
-class TinyTrainingArguments(TrainingArguments):
+class TinyTrainingArguments(MQTLlavaTrainingArguments):
     output_dir: str = "runs/mqt-llava-tiny"
     max_steps: int = 4000
     per_device_train_batch_size: int = 64
@@ -71,13 +79,15 @@ class TinyTrainingArguments(TrainingArguments):
     save_total_limit: int = 2
     seed: int = 0
     report_to: str = "none"
-    remove_unused_columns: bool = False
+    trained_parts: list[str] = field(default_factory=lambda: list(PARTS))
     train_sampling_strategy: str = "sequential"
     lr_scheduler_type: str = "warmup_stable_decay"
     dataloader_num_workers: int = 1
     data_folder: str = field(default=DATASET_FOLDER, metadata={"help": "Folder with Fashion-MNIST's four files."})
     list_steps: int = field(default=250, metadata={"help": "Steps of the first stage: listing alone, at m = M."})
     position_steps: int = field(default=1500, metadata={"help": "Step at which m becomes random."})
+    early_budget: int | None = field(default=None, metadata={"help": "m until then, M by default."})
+    budget: str = field(default=MOSTLY_POWERS, metadata={"help": "How m is drawn from then on."})
 
     def __post_init__(self):
         self.lr_scheduler_kwargs = {"num_decay_steps": self.max_steps - self.position_steps, "decay_type": "linear"}
@@ -96,7 +106,7 @@ class MosaicConversations(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         step = index // self.args.per_device_train_batch_size
-        return {"step": step, "messages": self.conversation(index, step)}
+        return {"id": str(index), "messages": self.conversation(index, step)}
 
     def conversation(self, index: int, step: int) -> list[dict]:
         """Chat messages as they are asked at a step of the training."""
@@ -117,33 +127,16 @@ class MosaicConversations(torch.utils.data.Dataset):
         return to_messages(mosaic.image, questions)
 
 
-class BudgetCollator:
-    """Batches conversations at one number of visual tokens, which is drawn from the seed and the step."""
+class StagedCollator(BudgetCollator):
+    """Draws budgets only once single places have been learned at an early one."""
 
     def __init__(self, processor: MQTLlavaProcessor, args: TinyTrainingArguments):
-        self.processor, self.args = processor, args
+        super().__init__(processor, parse_budget(args.budget), seed=args.seed)
+        self.early_budget = args.early_budget or processor.max_visual_tokens
+        self.first_drawn = args.position_steps * args.per_device_train_batch_size
 
-    def draw_budget(self, step: int) -> int:
-        if step < self.args.position_steps:
-            return self.processor.max_visual_tokens
-        rng = random.Random(f"{self.args.seed}-budget-{step}")
-        return rng.choice([1, 2, 4, 8, 16]) if rng.random() < 0.8 else rng.randint(1, 16)
-
-    def __call__(self, records: list[dict]) -> dict[str, torch.Tensor]:
-        batch = self.processor.apply_chat_template(
-            [record["messages"] for record in records],
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            processor_kwargs={
-                "num_visual_tokens": self.draw_budget(records[0]["step"]),
-                "padding": True,
-                "padding_side": "right",
-            },
-        )
-        batch.convert_to_tensors("pt")  # not before: the mask is found token by token, which is slow on tensors
-        is_answer = batch.pop("assistant_masks").bool()
-        return {**batch, "labels": batch["input_ids"].masked_fill(~is_answer, -100)}
+    def draw_budgets(self, record_ids: list[str]) -> list[int]:
+        return super().draw_budgets(record_ids) if int(record_ids[0]) >= self.first_drawn else [self.early_budget]
 
 
 def train_tokenizer(dataset: MosaicConversations, vocab_size: int) -> TokenizersBackend:
@@ -234,17 +227,11 @@ def main(argv: list[str] | None = None):
     (args,) = HfArgumentParser(TinyTrainingArguments).parse_args_into_dataclasses(argv)
     set_seed(args.seed)
     dataset = MosaicConversations(args)
-    last_checkpoint = get_last_checkpoint(args.output_dir) if Path(args.output_dir).exists() else None
+    last_checkpoint = last_complete_checkpoint(args.output_dir)
     # What the weights were trained with goes on with them.
     processor = MQTLlavaProcessor.from_pretrained(last_checkpoint) if last_checkpoint else build_processor(dataset)
     model = build_model(processor)
-    trainer = Trainer(
-        model,
-        args,
-        data_collator=BudgetCollator(processor, args),
-        train_dataset=dataset,
-        processing_class=processor,
-    )
+    trainer = MQTLlavaTrainer(model, args, StagedCollator(processor, args), train_dataset=dataset)
     trainer.train(resume_from_checkpoint=last_checkpoint)
     trainer.save_model()
 

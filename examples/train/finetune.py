@@ -1,0 +1,87 @@
+r"""
+Stage 2: teaches query transformer and language model to answer, at a number of visual tokens drawn for each batch.
+
+    accelerate launch --config_file examples/train/accelerate/fsdp2.yaml \
+        examples/train/finetune.py examples/train/finetune_7b.yaml \
+        --trained_parts_from runs/pretrain --output_dir runs/finetune
+
+With `--lora_rank 64` the language model learns through LoRA adapters, with `--load_in_4bit true` beside weights in 4
+bits (QLoRA). Called again with the same folder, it goes on from the last checkpoint.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import BitsAndBytesConfig, set_seed
+
+from mqt_llava.training import (
+    BudgetCollator,
+    MQTLlavaTrainer,
+    MQTLlavaTrainingArguments,
+    last_complete_checkpoint,
+    parse_budget,
+)
+from mqt_llava.training.arguments import DataArguments, ModelArguments, parse_arguments
+from mqt_llava.training.assemble import load_conversations, load_model_and_processor
+
+
+@dataclass
+class LoraArguments:
+    lora_rank: int = field(default=0, metadata={"help": "Rank of LoRA adapters; 0 trains the weights themselves."})
+    lora_alpha: int = field(default=16, metadata={"help": "Scale of the adapters, times the rank."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in front of the adapters."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Whether the language model is held in 4 bits."})
+
+    def __post_init__(self):
+        if self.load_in_4bit and not self.lora_rank:
+            raise ValueError("`load_in_4bit` is True: weights in 4 bits learn through adapters, so set `lora_rank`.")
+
+
+def add_adapters(model, args: LoraArguments, trained_parts: list[str]):
+    """LoRA on every linear layer of the decoder; the query transformer is small and learns in full."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if args.load_in_4bit:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name.startswith("model.language_model.")
+    ]
+    config = LoraConfig(
+        r=args.lora_rank,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=linear,
+        modules_to_save=["resampler"] if "resampler" in trained_parts else None,
+    )
+    return get_peft_model(model, config)
+
+
+def main(argv: list[str] | None = None):
+    model_args, data_args, lora_args, args = parse_arguments(
+        ModelArguments, DataArguments, LoraArguments, MQTLlavaTrainingArguments, argv=argv
+    )
+    set_seed(args.seed)
+    quantization = {}
+    if lora_args.load_in_4bit:
+        quantization["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_skip_modules=["vision_tower", "resampler", "lm_head"],
+        )
+    model, processor = load_model_and_processor(model_args, **quantization)
+    if lora_args.lora_rank:
+        model = add_adapters(model, lora_args, args.trained_parts)
+    collator = BudgetCollator(
+        processor, parse_budget(data_args.budget), max_length=data_args.max_length, seed=args.seed
+    )
+    trainer = MQTLlavaTrainer(model, args, collator, train_dataset=load_conversations(data_args))
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    main()

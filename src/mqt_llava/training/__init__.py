@@ -1,0 +1,30 @@
+"""Matryoshka training: budget samplers, data, collator and trainer."""
+
+from .budgets import BudgetSampler, FixedBudget, LogBudget, UniformBudget, WeightedBudget, parse_budget
+from .checkpoints import last_complete_checkpoint, load_trained_parts
+from .collator import PLAIN_TEMPLATE, BudgetCollator
+from .dataset import ConversationDataset, TooManyBadRecords
+from .parts import train_parts
+from .records import RecordError, read_record
+from .trainer import MQTLlavaTrainer, MQTLlavaTrainingArguments
+
+
+__all__ = [
+    "PLAIN_TEMPLATE",
+    "BudgetCollator",
+    "BudgetSampler",
+    "ConversationDataset",
+    "FixedBudget",
+    "LogBudget",
+    "MQTLlavaTrainer",
+    "MQTLlavaTrainingArguments",
+    "RecordError",
+    "TooManyBadRecords",
+    "UniformBudget",
+    "WeightedBudget",
+    "last_complete_checkpoint",
+    "load_trained_parts",
+    "parse_budget",
+    "read_record",
+    "train_parts",
+]

@@ -1,0 +1,60 @@
+"""What the recipes are told, in YAML files or as flags."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+
+@dataclass
+class ModelArguments:
+    """Either a checkpoint of this package, or a vision tower and a decoder to put a new query transformer between."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint of this package."})
+    vision_tower: str | None = field(default=None, metadata={"help": "A vision tower: CLIP, SigLIP, DINOv2, ..."})
+    language_model: str | None = field(default=None, metadata={"help": "A causal language model."})
+    trained_parts_from: str | None = field(
+        default=None, metadata={"help": "A run of stage 1, whose trained_parts.safetensors is loaded on top."}
+    )
+    max_visual_tokens: int = field(default=256, metadata={"help": "M of a new query transformer, a square number."})
+    resampler_num_attention_heads: int = field(default=16, metadata={"help": "Of a new query transformer."})
+    vision_feature_layer: int = field(default=-2, metadata={"help": "Of a new model: the hidden state to compress."})
+    pad_to_square: bool = field(default=True, metadata={"help": "Whether images are padded rather than cropped."})
+    dtype: str = field(default="float32", metadata={"help": "Of the weights: float32, bfloat16, ..."})
+    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, flash_attention_2, eager, ..."})
+
+
+@dataclass
+class DataArguments:
+    """The conversations, and how many visual tokens they are learned at."""
+
+    data_path: str | None = field(default=None, metadata={"help": "A JSON (or JSON lines) file in LLaVA's format."})
+    image_folder: str | None = field(default=None, metadata={"help": "Where its image paths start; its own folder."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Or a dataset with `messages` and `images`."})
+    dataset_split: str = field(default="train", metadata={"help": "Its split."})
+    max_bad_share: float = field(default=0.01, metadata={"help": "Share of unusable records at which to give up."})
+    max_length: int = field(default=2048, metadata={"help": "Tokens of a conversation, visual tokens included."})
+    budget: str = field(
+        default="UniformBudget(2, 256, step=2)",
+        metadata={"help": "How m is drawn for a batch; several samplers learn several m for one encoding."},
+    )
+
+
+def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple:
+    """
+    One instance of each dataclass from the command line, which may begin with a YAML file; flags go before the file.
+
+    Raises:
+        ValueError: The file is no mapping. (Unknown names end the program with a usage message, as argparse does.)
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        path = Path(argv.pop(0))
+        settings = yaml.safe_load(path.read_text())
+        if not isinstance(settings, dict):
+            raise ValueError(f"{path} must map the names of arguments to their values.")
+        for name, value in reversed(settings.items()):
+            argv[:0] = [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return HfArgumentParser(classes).parse_args_into_dataclasses(argv)

@@ -1,0 +1,202 @@
+"""
+Conversations to batches, at a number of visual tokens that is drawn for each batch.
+
+A prompt is tokenised with one placeholder per image, which is then repeated as often as the budget asks: so one text
+serves several budgets, and cutting it to a length never cuts an image.
+"""
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
+from transformers import TrainerCallback
+
+from ..processing_mqt_llava import MQTLlavaProcessor
+from .budgets import BudgetSampler
+from .records import Record, read_record
+from .tally import Tally
+
+
+logger = logging.getLogger(__name__)
+
+# Stage 1 of LLaVA: an image and its caption, without the request for one.
+PLAIN_TEMPLATE = """\
+{%- for message in messages -%}
+{%- for block in message['content'] -%}
+{%- if message['role'] == 'user' and block['type'] == 'image' -%}{{ '<image>' }}
+{%- elif message['role'] == 'assistant' and block['type'] == 'text' -%}
+{% generation %}{{ block['text'] | replace('<image>', '< image>') + '\n' }}{% endgeneration %}
+{%- endif -%}
+{%- endfor -%}
+{%- endfor -%}
+"""
+
+IGNORED = -100
+
+
+class BudgetCollator:
+    """
+    Makes a batch of conversations, all at the number of visual tokens m that is drawn for it.
+
+    Labels are the answers and what the template ends them with (`</s>`); never visual tokens. Works with transformers'
+    `Trainer`, with TRL's `SFTTrainer` and with PEFT: pass [`~BudgetCollator.epoch_callback`] to their `callbacks`.
+
+    Args:
+        processor: Its tokenizer must be a fast one, and its template mark answers with `{% generation %}`.
+        budget: How m is drawn. With several samplers a batch is learned at several m at once, for which
+            [`MQTLlavaTrainer`] encodes the images once.
+        chat_template: The processor's own by default; [`PLAIN_TEMPLATE`] for stage 1.
+        max_length: Tokens that a conversation can have, its visual tokens included. What is longer loses its end, and
+            images that do not fit whole with it; that is counted in `tally`.
+        seed: Enters the draw of m, beside the epoch and the ids of the records.
+
+    Raises:
+        ValueError: A budget above the processor's `max_visual_tokens`, or a template that marks no answers.
+    """
+
+    def __init__(
+        self,
+        processor: MQTLlavaProcessor,
+        budget: BudgetSampler | Sequence[BudgetSampler],
+        *,
+        chat_template: str | None = None,
+        max_length: int | None = None,
+        seed: int = 0,
+    ):
+        self.samplers = [budget] if isinstance(budget, BudgetSampler) else list(budget)
+        for sampler in self.samplers:
+            if sampler.largest > processor.max_visual_tokens:
+                raise ValueError(
+                    f"`budget` draws up to {sampler.largest} visual tokens, but the processor's `max_visual_tokens` "
+                    f"is {processor.max_visual_tokens}."
+                )
+        self.processor = processor
+        self.chat_template = chat_template or processor.chat_template
+        if "generation" not in self.chat_template:
+            raise ValueError("`chat_template` must mark the answers with {% generation %} ... {% endgeneration %}.")
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"`max_length` is {max_length}, but must be at least 1.")
+        self.max_length, self.seed = max_length, seed
+        self.tally = Tally("conversations", "truncated_conversations", "conversations_without_answer")
+        # In shared memory, so that data workers that outlive an epoch see it.
+        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()
+        self.epoch_callback = EpochCallback(self.epoch)
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            rows: Items of a [`ConversationDataset`], or other rows that [`read_record`] knows.
+
+        Returns:
+            `input_ids`, `attention_mask` and `labels` `(batch, length)`, `pixel_values` and `visual_token_counts` of
+            the images. With several budgets, these are at the largest, and `nested` is a list of such dicts without
+            `pixel_values` for the others.
+        """
+        records = [read_record(row) for row in rows]
+        budgets = self.draw_budgets([record.id for record in records])
+        batch = self.processor.apply_chat_template(
+            [_with_images(record) for record in records],
+            chat_template=self.chat_template,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            processor_kwargs={"num_visual_tokens": 1, "padding": False},
+        )
+        texts, is_kept = [], []
+        for record, ids, is_answer in zip(records, batch["input_ids"], batch["assistant_masks"]):
+            ids, is_answer = torch.tensor(ids), torch.tensor(is_answer, dtype=torch.bool)
+            kept = self._count_kept(record.id, ids, is_answer, budgets[-1])
+            texts.append((ids[:kept], is_answer[:kept]))
+            is_kept.append((torch.arange(len(ids)) < kept)[ids == self.processor.image_token_id])
+
+        is_kept = torch.cat(is_kept)
+        if is_kept.any():
+            pixel_values = torch.stack([torch.as_tensor(pixels) for pixels in batch["pixel_values"]])[is_kept]
+        else:
+            # Every process runs every part of the model, or those that wait for its gradients wait forever. So text
+            # alone is followed by a blank image, where nothing sees it.
+            pixel_values, budgets = self.blank_pixels, [1] * len(budgets)
+        *nested, largest = [self._build_prompts(texts, budget, is_blank=not is_kept.any()) for budget in budgets]
+        if nested:
+            largest["nested"] = nested
+        return {**largest, "pixel_values": pixel_values}
+
+    def draw_budgets(self, record_ids: list[str]) -> list[int]:
+        """
+        The numbers of visual tokens that a batch of these records is learned at in this epoch, one for each sampler,
+        ascending. They may be the same: every process must make as many passes.
+        """
+        epoch = int(self.epoch)
+        return sorted(sampler(self.seed + number, epoch, record_ids) for number, sampler in enumerate(self.samplers))
+
+    def _count_kept(self, record_id: str, ids: torch.Tensor, is_answer: torch.Tensor, budget: int) -> int:
+        """How much of a text with one placeholder per image fits into `max_length` once those are repeated."""
+        self.tally.add("conversations")
+        lengths = torch.where(ids == self.processor.image_token_id, budget, 1).cumsum(0)
+        kept = len(ids) if self.max_length is None else int((lengths <= self.max_length).sum())
+        if kept < len(ids):
+            self.tally.add("truncated_conversations")
+        if not is_answer[:kept].any():
+            self.tally.add("conversations_without_answer")
+            logger.warning(
+                "Record %r teaches nothing: its %d tokens have no answer within `max_length` (%s).",
+                record_id, int(lengths[-1]), self.max_length,
+            )  # fmt: skip
+        return kept
+
+    def _build_prompts(self, texts: list[tuple], budget: int, is_blank: bool) -> dict[str, torch.Tensor]:
+        """The texts at one budget, padded on the right."""
+        image_token_id = self.processor.image_token_id
+        columns = {"input_ids": [], "attention_mask": [], "labels": []}
+        counts = []
+        for ids, is_answer in texts:
+            is_image = ids == image_token_id
+            repeats = torch.where(is_image, budget, 1)
+            columns["input_ids"].append(ids.repeat_interleave(repeats))
+            columns["labels"].append(ids.where(is_answer, IGNORED).repeat_interleave(repeats))
+            columns["attention_mask"].append(torch.ones(int(repeats.sum()), dtype=torch.long))
+            counts += [budget] * int(is_image.sum())
+        if is_blank:
+            blank = {"input_ids": image_token_id, "attention_mask": 0, "labels": IGNORED}
+            for name, rows in columns.items():
+                rows[0] = torch.cat([rows[0], torch.tensor([blank[name]])])
+            counts = [1]
+        pad_token_id = self.processor.tokenizer.pad_token_id
+        pad_values = {"input_ids": pad_token_id or 0, "attention_mask": 0, "labels": IGNORED}
+        prompts = {
+            name: pad_sequence(rows, batch_first=True, padding_value=pad_values[name])
+            for name, rows in columns.items()
+        }
+        return {**prompts, "visual_token_counts": torch.tensor(counts)}
+
+    @cached_property
+    def blank_pixels(self) -> torch.Tensor:
+        return self.processor.image_processor(Image.new("RGB", (8, 8)), return_tensors="pt")["pixel_values"]
+
+
+class EpochCallback(TrainerCallback):
+    """Tells a collator which epoch has begun."""
+
+    def __init__(self, epoch: torch.Tensor):
+        self.epoch = epoch
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.epoch.fill_(int(state.epoch or 0))
+
+
+def _with_images(record: Record) -> list[dict]:
+    """A record's messages with the images in their blocks."""
+    images = iter(record.images)
+    return [
+        {
+            "role": message["role"],
+            "content": [
+                {"type": "image", "image": next(images)} if block["type"] == "image" else block
+                for block in message["content"]
+            ],
+        }
+        for message in record.messages
+    ]

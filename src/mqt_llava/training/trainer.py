@@ -1,0 +1,179 @@
+"""
+transformers' `Trainer` for MQT-LLaVA: which parts are trained how fast, batches of one modality, several budgets for
+one encoding, the loss by number of visual tokens, and checkpoints that hold what was trained.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .checkpoints import check_same_model, last_complete_checkpoint, load_trained_parts, save_trained_parts
+from .collator import BudgetCollator
+from .dataset import ConversationDataset
+from .grouping import ModalityLengthSampler
+from .parts import parameter_groups, train_parts
+
+
+@dataclass
+class MQTLlavaTrainingArguments(TrainingArguments):
+    """
+    [`~transformers.TrainingArguments`], with these of its own:
+
+    Args:
+        trained_parts: Of `"resampler"` (the query transformer), `"language_model"` and `"vision_tower"`; the others
+            are frozen. Not looked at where the model is PEFT's.
+        resampler_learning_rate, language_model_learning_rate, vision_tower_learning_rate:
+            Of one part, where it is not `learning_rate`.
+        group_by_modality_length: Whether batches are all images or all text, and of like length.
+    """
+
+    remove_unused_columns: bool = False
+    include_num_input_tokens_seen: str = "non_padding"
+    trained_parts: list[str] = field(
+        default_factory=lambda: ["resampler", "language_model"],
+        metadata={"help": "What is trained, of resampler, language_model and vision_tower."},
+    )
+    resampler_learning_rate: float | None = field(default=None, metadata={"help": "`learning_rate` by default."})
+    language_model_learning_rate: float | None = field(default=None, metadata={"help": "`learning_rate` by default."})
+    vision_tower_learning_rate: float | None = field(default=None, metadata={"help": "`learning_rate` by default."})
+    group_by_modality_length: bool = field(
+        default=True, metadata={"help": "Batches of images alone or text alone, of like length."}
+    )
+
+
+class MQTLlavaTrainer(Trainer):
+    """
+    Trains an [`MQTLlavaForConditionalGeneration`], or PEFT's wrapper of one.
+
+    A run that trains some parts beside a frozen language model saves those alone, as `trained_parts.safetensors`; see
+    [`load_trained_parts`]. The logs hold `loss_m4-7` and the like: the mean loss per answer token, since the last log,
+    of the batches at 4 to 7 visual tokens, and `loss_text` of those without an image.
+
+    Args:
+        model, args, data_collator, **kwargs: As in [`~transformers.Trainer`].
+    """
+
+    def __init__(self, model, args: MQTLlavaTrainingArguments, data_collator: BudgetCollator, **kwargs):
+        self.is_peft = not isinstance(model, PreTrainedModel)
+        if not self.is_peft:
+            train_parts(model, args.trained_parts)
+        kwargs.setdefault("processing_class", data_collator.processor)
+        super().__init__(model, args, data_collator=data_collator, **kwargs)
+        self.add_callback(data_collator.epoch_callback)
+        # Sum of losses and number of answer tokens, by the power of two that m lies above; text comes last.
+        self.num_bands = model.config.max_visual_tokens.bit_length()
+        self.losses = torch.zeros(self.num_bands + 1, 2)
+
+    @property
+    def saves_parts_alone(self) -> bool:
+        return not self.is_peft and "language_model" not in self.args.trained_parts
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """
+        As [`~transformers.Trainer.train`]; `True` resumes from the last checkpoint that was written to its end.
+
+        Raises:
+            ValueError: The checkpoint, or what `output_dir` holds already, is of another model.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"`output_dir` {self.args.output_dir} holds no complete checkpoint to resume from.")
+        is_used = (Path(self.args.output_dir) / "config.json").exists()
+        for folder in [resume_from_checkpoint] * bool(resume_from_checkpoint) + [self.args.output_dir] * is_used:
+            if not self.is_peft:
+                check_same_model(folder, self.model.config)
+        return super().train(resume_from_checkpoint, **kwargs)
+
+    def get_optimizer_cls_and_kwargs(self, args, model=None):
+        optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        learning_rates = {
+            "resampler": args.resampler_learning_rate,
+            "language_model": args.language_model_learning_rate,
+            "vision_tower": args.vision_tower_learning_rate,
+        }
+        decayed = set(self.get_decay_parameter_names(model))
+        kwargs.setdefault("params", parameter_groups(model, decayed, args.weight_decay, learning_rates))
+        return optimizer_class, kwargs
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not (self.args.group_by_modality_length and isinstance(dataset, ConversationDataset)):
+            return super()._get_train_sampler(train_dataset)
+        batch_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return ModalityLengthSampler(dataset.sizes, batch_size, seed)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        nested = inputs.pop("nested", [])
+        if num_items_in_batch is not None:
+            num_items_in_batch = num_items_in_batch.clamp(min=1)  # no answer may have fitted into `max_length`
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        self._note_loss(inputs, loss, num_items_in_batch)
+        if nested:
+            # The images' tokens come out of the pass at the largest budget, and nest: the others take the first.
+            tokens = list(outputs.image_hidden_states.split(inputs["visual_token_counts"].tolist()))
+            encoded = {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
+            for prompts in nested:
+                prompts = {**prompts, "mm_encoder_outputs": encoded}
+                nested_loss = super().compute_loss(model, prompts, False, num_items_in_batch)
+                self._note_loss(prompts, nested_loss, num_items_in_batch)
+                loss = loss + nested_loss
+            loss = loss / (1 + len(nested))
+        return (loss, outputs) if return_outputs else loss
+
+    def _note_loss(self, inputs, loss: torch.Tensor, num_items_in_batch: torch.Tensor | None) -> None:
+        if num_items_in_batch is None or not self.model.training:
+            return
+        shows_image = inputs["attention_mask"][inputs["input_ids"] == self.model.config.image_token_id].any()
+        band = int(inputs["visual_token_counts"].max()).bit_length() - 1 if shows_image else self.num_bands
+        # Undoes the division by the answer tokens of all processes and accumulated steps.
+        scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        total = loss.detach() * num_items_in_batch / scale
+        number = inputs["labels"][:, 1:].ne(-100).sum()
+        self.losses[band] += torch.stack([total, number]).float().cpu()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:  # of training; every process comes here
+            logs |= self._mean_losses() | self._counts()
+        super().log(logs, start_time)
+
+    def _mean_losses(self) -> dict[str, float]:
+        totals = self.accelerator.reduce(self.losses.to(self.args.device)).tolist()
+        self.losses.zero_()
+        bands = [
+            (2**band, min(2 ** (band + 1) - 1, self.model.config.max_visual_tokens)) for band in range(self.num_bands)
+        ]
+        names = [f"loss_m{low}" if low == high else f"loss_m{low}-{high}" for low, high in bands] + ["loss_text"]
+        return {name: total / number for name, (total, number) in zip(names, totals) if number}
+
+    def _counts(self) -> dict[str, int]:
+        """What was passed over and cut so far, in all processes."""
+        counts = self.data_collator.tally.totals()
+        if isinstance(self.train_dataset, ConversationDataset):
+            counts |= self.train_dataset.tally.totals()
+        totals = self.accelerator.reduce(torch.tensor(list(counts.values()), device=self.args.device)).tolist()
+        return {
+            name: total for name, total in zip(counts, totals) if total and name not in ("records", "conversations")
+        }
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.saves_parts_alone:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+            state_dict = self.model.state_dict() if state_dict is None else state_dict
+            save_trained_parts({name: state_dict[name] for name in state_dict if name in trained}, folder)
+            self.model.config.save_pretrained(folder)
+            self.processing_class.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        if self.saves_parts_alone and not self.is_fsdp_enabled:
+            load_trained_parts(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
