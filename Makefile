@@ -4,7 +4,7 @@ VENV = .venv
 OLDEST = .venv-oldest
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: help demo test test-oldest test-slow lint train-tiny evaluate-tiny bench-convert bench-training-step clean
+.PHONY: help demo test test-oldest test-slow lint train-tiny evaluate-tiny compare-report bench-convert bench-training-step clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -31,6 +31,9 @@ train-tiny: $(VENV)/.installed  ## Train the embedded checkpoint again (an hour 
 
 evaluate-tiny: $(VENV)/.installed  ## Held-out accuracy of the embedded checkpoint by question kind and budget
 	$(RUN) examples/fashion_mosaics/evaluate.py
+
+compare-report: $(VENV)/.installed  ## Table and figure of one MQT model against QT models for each m, from logged results
+	$(RUN) examples/fashion_mosaics/compare_report.py
 
 bench-convert: $(VENV)/.installed  ## Convert a synthetic 7B checkpoint and measure its memory (30 GB of disk)
 	$(RUN) benchmarks/convert_7b.py

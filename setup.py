@@ -27,6 +27,6 @@ setup(
         "eval": ["lmms-eval"],
         "demo": ["gradio"],
         "viz": ["matplotlib"],
-        "dev": ["pytest", "pytest-xdist", "pytest-timeout", "ruff", "pre-commit", "peft"],
+        "dev": ["pytest", "pytest-xdist", "pytest-timeout", "ruff", "pre-commit", "peft", "trl", "datasets", "matplotlib"],
     },
 )

@@ -101,6 +101,33 @@ def test_training_goes_on_where_it_was_stopped(dataset, tmp_path):
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
 
+@pytest.mark.slow
+def test_models_are_compared_and_what_is_finished_is_not_repeated(dataset, tmp_path):
+    command = [sys.executable, REPOSITORY / "examples" / "fashion_mosaics" / "compare.py", "--output", tmp_path]
+    command += ["--data-folder", dataset, "--seeds", 0, "--mosaics", 2, "--variants", "mqt", "qt_4", "--train-flags"]
+    command += ["--max_steps", 4, "--list_steps", 1, "--position_steps", 2, "--per_device_train_batch_size", 4]
+    first_times = {}
+    for _ in range(2):
+        subprocess.run(list(map(str, command)), check=True)
+        runs = {run["variant"]: run for run in map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())}
+        assert set(runs["mqt"]["evaluation"]["list"]["accuracy"]) == {"1", "2", "4", "8", "16"}
+        assert set(runs["qt_4"]["evaluation"]["list"]["accuracy"]) == {"4"}
+        assert runs["mqt"]["steps"] == 4 and 2 < runs["mqt"]["cost_of_nesting"] < 3
+        times = {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("*/evaluation.json")}
+        assert times.keys() == {"mqt-0", "qt_4-0"} and times == first_times.setdefault("times", times)
+
+
+def test_comparison_is_reported(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    from compare_report import main
+
+    main(["--figure", str(tmp_path / "figure.png")])
+    assert Image.open(tmp_path / "figure.png").size[0] > 700
+    page = (REPOSITORY / "docs" / "training.md").read_text()
+    tables = capsys.readouterr().out.strip().split("\n\n")
+    assert len(tables) == 2 and all(table in page for table in tables)
+
+
 def test_readme_snippets_run_when_pasted(monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)

@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None):
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=["vision_tower", "resampler", "lm_head"],
+            llm_int8_skip_modules=["model.vision_tower", "model.resampler", "lm_head"],
         )
     model, processor = load_model_and_processor(model_args, **quantization)
     if lora_args.lora_rank:

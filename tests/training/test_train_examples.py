@@ -1,18 +1,28 @@
 """The examples of other people's trainers: they run to the end, and what they save can be loaded and answers."""
 
 import importlib.util
+import json
+import re
 import sys
 
 import pytest
 import torch
-from helpers import REPOSITORY
+from helpers import REPOSITORY, TEXT_CONFIG, VISION_CONFIG
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import (
+    AutoProcessor,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from mqt_llava import MQTLlavaForConditionalGeneration
 
 
 FOLDER = REPOSITORY / "examples" / "train"
+PICTURES = REPOSITORY / "examples" / "images"
 CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
 FLAGS = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--use_cpu", "true", "--report_to", "none"]
 FLAGS += ["--disable_tqdm", "true", "--learning_rate", "1e-3"]
@@ -37,11 +47,54 @@ def answer(folder, num_visual_tokens=4) -> torch.Tensor:
     model = MQTLlavaForConditionalGeneration.from_pretrained(folder, dtype="float32")
     processor = AutoProcessor.from_pretrained(folder)
     inputs = processor(
-        images=Image.open(REPOSITORY / "examples" / "images" / "mosaic_0.png"),
+        images=Image.open(PICTURES / "mosaic_0.png"),
         text="USER: <image>\nWhat is in the top left? ASSISTANT:",
         return_tensors="pt",
     )
     return model.generate(**inputs, num_visual_tokens=num_visual_tokens, max_new_tokens=4, do_sample=False)
+
+
+def training_snippet(path) -> str:
+    """The Python block of a page that trains something, for as long as a test can take."""
+    (snippet,) = [
+        block for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL) if ".train()" in block
+    ]
+    return snippet.replace("trained_parts=", 'max_steps=1, use_cpu=True, report_to="none", trained_parts=')
+
+
+def write_conversations(path) -> None:
+    """LLaVA's JSON about the example pictures."""
+    turns = [{"from": "human", "value": "<image>\nList the items."}, {"from": "gpt", "value": "sneaker, bag"}]
+    records = [
+        {"id": file.stem, "image": file.name, "conversations": turns} for file in sorted(PICTURES.glob("*.png"))
+    ]
+    path.write_text(json.dumps(records))
+
+
+def test_the_readme_trains_from_a_vision_tower_and_a_decoder(monkeypatch, tmp_path):
+    vision, text = tmp_path / "vision", tmp_path / "text"
+    CLIPVisionModel(CLIPVisionConfig(**{**VISION_CONFIG, "num_attention_heads": 2})).save_pretrained(vision)
+    CLIPImageProcessorPil().save_pretrained(vision)
+    AutoProcessor.from_pretrained(CHECKPOINT).tokenizer.save_pretrained(text)
+    LlamaForCausalLM(LlamaConfig(**{**TEXT_CONFIG, "vocab_size": 561})).save_pretrained(text)
+    write_conversations(tmp_path / "conversations.json")
+    (tmp_path / "images").symlink_to(PICTURES)
+    monkeypatch.chdir(tmp_path)
+    snippet = training_snippet(REPOSITORY / "README.md")
+    snippet = snippet.replace("openai/clip-vit-base-patch16", str(vision))
+    snippet = snippet.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(text))
+    exec(snippet, {})
+    assert MQTLlavaForConditionalGeneration.from_pretrained(tmp_path / "runs" / "mine").config.max_visual_tokens == 64
+
+
+def test_the_docs_train_on_a_dataset(monkeypatch, load_example, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = load_example("pictures").load_pictures()
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
+    monkeypatch.chdir(tmp_path)
+    snippet = training_snippet(REPOSITORY / "docs" / "training.md")
+    exec(snippet.replace("model_cards/mqt-llava-tiny", str(CHECKPOINT)), {})
+    assert any("resampler" in name for name in changed_tensors(tmp_path / "runs" / "mine"))
 
 
 def changed_tensors(folder) -> set[str]:
@@ -82,42 +135,19 @@ def test_peft(load_example, tmp_path):
     assert answer(tmp_path / "merged").shape[1] > 0
 
 
-@pytest.mark.parametrize("lora", [[], ["--lora_rank", "4"]])
+@pytest.mark.parametrize("lora", [[], ["--lora_rank", "4"], ["--lora_rank", "4", "--load_in_4bit", "true"]])
 def test_both_stages(load_example, tmp_path, lora):
     """Stage 1, stage 2 on top of what it saved, and the second call of each, which has nothing left to do."""
-    import json
-
-    pictures = REPOSITORY / "examples" / "images"
-    turns = [{"from": "human", "value": "<image>\nList the items."}, {"from": "gpt", "value": "sneaker, bag"}]
-    records = [
-        {"id": path.stem, "image": path.name, "conversations": turns} for path in sorted(pictures.glob("*.png"))
-    ]
-    data = tmp_path / "data.json"
-    data.write_text(json.dumps(records))
-    flags = [
-        *FLAGS,
-        "--model_name_or_path",
-        str(CHECKPOINT),
-        "--data_path",
-        str(data),
-        "--image_folder",
-        str(pictures),
-    ]
-    first, second = tmp_path / "first", tmp_path / "second"
+    if "--load_in_4bit" in lora:
+        pytest.importorskip("bitsandbytes")
+    data, first, second = tmp_path / "data.json", tmp_path / "first", tmp_path / "second"
+    write_conversations(data)
+    flags = f"--model_name_or_path {CHECKPOINT} --data_path {data} --image_folder {PICTURES}".split()
     stages = [
-        ("pretrain", [*flags, "--budget", "FixedBudget(16)", "--output_dir", str(first)]),
+        ("pretrain", [*flags, *f"--budget FixedBudget(16) --output_dir {first}".split()]),
         (
             "finetune",
-            [
-                *flags,
-                *lora,
-                "--budget",
-                "LogBudget(16)",
-                "--trained_parts_from",
-                str(first),
-                "--output_dir",
-                str(second),
-            ],
+            [*flags, *lora, *f"--budget LogBudget(16) --trained_parts_from {first} --output_dir {second}".split()],
         ),
     ]
     for name, argv in stages:

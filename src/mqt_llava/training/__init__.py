@@ -1,5 +1,6 @@
 """Matryoshka training: budget samplers, data, collator and trainer."""
 
+from .assemble import build_processor
 from .budgets import BudgetSampler, FixedBudget, LogBudget, UniformBudget, WeightedBudget, parse_budget
 from .checkpoints import last_complete_checkpoint, load_trained_parts
 from .collator import PLAIN_TEMPLATE, BudgetCollator
@@ -22,6 +23,7 @@ __all__ = [
     "TooManyBadRecords",
     "UniformBudget",
     "WeightedBudget",
+    "build_processor",
     "last_complete_checkpoint",
     "load_trained_parts",
     "parse_budget",
