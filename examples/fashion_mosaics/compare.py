@@ -40,9 +40,8 @@ def variants(fewer_steps: int) -> dict[str, list[str]]:
     Arguments of train.py by name. All see the same mosaics in the same order.
 
     `mqt` is the recipe of the embedded checkpoint: all 16 visual tokens until single places are learned, then a random
-    number. `qt_m` has m from the first step to the last, `late_qt_m` only where `mqt` has a random number. `single`
-    draws one of three numbers for a batch, `nested_equal_compute` learns all three at once, for as many steps fewer as
-    makes up for what that costs.
+    number. `qt_m` has m from the first step to the last. `single` draws one of three numbers for a batch,
+    `nested_equal_compute` learns all three at once, for as many steps fewer as makes up for what that costs.
 
     Args:
         fewer_steps: Of `nested_equal_compute`.
@@ -52,7 +51,6 @@ def variants(fewer_steps: int) -> dict[str, list[str]]:
         **{f"qt_{m}": ["--budget", f"FixedBudget({m})", "--early_budget", str(m)] for m in (1, 4, 16)},
         "single": ["--budget", SINGLE],
         "nested_equal_compute": ["--budget", NESTED, "--max_steps", str(fewer_steps)],
-        **{f"late_qt_{m}": ["--budget", f"FixedBudget({m})"] for m in (1, 4)},
     }
 
 
