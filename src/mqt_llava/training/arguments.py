@@ -1,5 +1,6 @@
 """What the recipes are told, in YAML files or as flags."""
 
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,5 +57,11 @@ def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple:
         if not isinstance(settings, dict):
             raise ValueError(f"{path} must map the names of arguments to their values.")
         for name, value in reversed(settings.items()):
-            argv[:0] = [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    return HfArgumentParser(classes).parse_args_into_dataclasses(argv)
+            if value is not None:  # an empty one is the default
+                value = json.dumps(value) if isinstance(value, dict) else value
+                argv[:0] = [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    parser = HfArgumentParser(classes)
+    *arguments, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return tuple(arguments)

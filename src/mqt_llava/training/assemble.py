@@ -21,7 +21,8 @@ def load_model_and_processor(
         ValueError: Neither or both are named.
     """
     parts = (args.vision_tower, args.language_model)
-    if (args.model_name_or_path is None) == (None in parts):
+    is_missing = [name is None for name in (args.model_name_or_path, *parts)]
+    if is_missing not in ([False, True, True], [True, False, False]):
         raise ValueError(
             "Name either `model_name_or_path`, a checkpoint, or both `vision_tower` and `language_model`; got "
             f"{args.model_name_or_path!r}, {args.vision_tower!r} and {args.language_model!r}."

@@ -6,6 +6,7 @@ serves several budgets, and cutting it to a length never cuts an image.
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -54,7 +55,7 @@ class BudgetCollator:
         seed: Enters the draw of m, beside the epoch and the ids of the records.
 
     Raises:
-        ValueError: A budget above the processor's `max_visual_tokens`, or a template that marks no answers.
+        ValueError: A budget above the processor's `max_visual_tokens`, or none, or a template that marks no answers.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class BudgetCollator:
         seed: int = 0,
     ):
         self.samplers = [budget] if isinstance(budget, BudgetSampler) else list(budget)
+        if not self.samplers:
+            raise ValueError("`budget` is empty, but must be a sampler, or a list of some.")
         for sampler in self.samplers:
             if sampler.largest > processor.max_visual_tokens:
                 raise ValueError(
@@ -75,7 +78,7 @@ class BudgetCollator:
                 )
         self.processor = processor
         self.chat_template = chat_template or processor.chat_template
-        if "generation" not in self.chat_template:
+        if not re.search(r"\{%-?\s*generation\s*-?%\}", self.chat_template):
             raise ValueError("`chat_template` must mark the answers with {% generation %} ... {% endgeneration %}.")
         if max_length is not None and max_length < 1:
             raise ValueError(f"`max_length` is {max_length}, but must be at least 1.")
@@ -161,8 +164,11 @@ class BudgetCollator:
             counts += [budget] * int(is_image.sum())
         if is_blank:
             blank = {"input_ids": image_token_id, "attention_mask": 0, "labels": IGNORED}
+            shortest = min(
+                range(len(texts)), key=lambda row: len(texts[row][0])
+            )  # where there is padding, if anywhere
             for name, rows in columns.items():
-                rows[0] = torch.cat([rows[0], torch.tensor([blank[name]])])
+                rows[shortest] = torch.cat([rows[shortest], torch.tensor([blank[name]])])
             counts = [1]
         pad_token_id = self.processor.tokenizer.pad_token_id
         pad_values = {"input_ids": pad_token_id or 0, "attention_mask": 0, "labels": IGNORED}

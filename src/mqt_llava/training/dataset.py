@@ -79,7 +79,7 @@ class ConversationDataset(Dataset):
         text = path.read_text(encoding="utf-8")
         try:
             rows = (
-                [json.loads(line) for line in text.splitlines() if line]
+                [json.loads(line) for line in text.split("\n") if line.strip()]
                 if path.suffix == ".jsonl"
                 else json.loads(text)
             )
@@ -97,16 +97,18 @@ class ConversationDataset(Dataset):
     def _texts(self) -> Iterator[tuple[Any, bool]]:
         if isinstance(self.rows, list):
             for row in self.rows:
-                yield row.get("conversations", row.get("messages")), bool(row.get("images", row.get("image")))
+                turns = row.get("conversations", row.get("messages"))
+                yield turns, bool(row.get("images", row.get("image"))) or _holds_images(turns)
             return
         import pyarrow  # comes with datasets
 
-        (turns,) = {"conversations", "messages"} & set(self.rows.column_names)
-        images = {"images", "image"} & set(self.rows.column_names)
+        columns = self.rows.column_names
+        turns = "conversations" if "conversations" in columns else "messages"
+        images = next((name for name in ("images", "image") if name in columns), None)
         for table in self.rows.with_format("arrow").iter(1000):
             texts, shows_image = table[turns].to_pylist(), [False] * len(table)
-            for name in images:
-                column = table[name].combine_chunks()
+            if images is not None:
+                column = table[images].combine_chunks()
                 is_list = pyarrow.types.is_list(column.type) or pyarrow.types.is_large_list(column.type)
                 numbers = column.value_lengths() if is_list else column.is_valid()
                 shows_image = [bool(number.as_py()) for number in numbers]
@@ -119,6 +121,8 @@ class ConversationDataset(Dataset):
         """
         A record: its unique `id`, its chat `messages` and its `images`, loaded and in RGB.
         """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"There is no row {index} among {len(self)}.")
         for candidate in range(index, index + len(self)):
             candidate %= len(self)
             self.tally.add("records")
@@ -148,14 +152,23 @@ def _unique_ids(rows: Sequence[dict]) -> list[str]:
         names = [row.get("id") for row in rows]
     else:
         names = rows["id"] if "id" in rows.column_names else [None] * len(rows)
-    ids, seen = [], Counter()
+    ids, seen, repeated = {}, Counter(), 0
     for index, name in enumerate(names):
-        name = f"row {index}" if name is None else str(name)
-        seen[name] += 1
-        ids.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    if repeated := len(ids) - len(seen):
+        unique = name = f"row {index}" if name is None else str(name)
+        while unique in ids:
+            seen[name] += 1
+            unique = f"{name} ({seen[name] + 1})"
+        repeated += unique != name
+        ids[unique] = index
+    if repeated:
         logger.info("%d of %d records have the id of an earlier one; their ids are numbered.", repeated, len(ids))
-    return ids
+    return list(ids)
+
+
+def _holds_images(turns: Any) -> bool:
+    """Whether images stand in the messages themselves. Malformed ones are told apart on access."""
+    blocks = [block for turn in turns or [] if isinstance(turn, dict) for block in turn.get("content") or []]
+    return any(isinstance(block, dict) and block.get("type") == "image" for block in blocks)
 
 
 def _load(image: Any, number: int) -> Image:

@@ -51,11 +51,14 @@ def read_record(row: dict, image_folder: Path | None = None) -> Record:
     turns, images = row.get("conversations", row.get("messages")), row.get("images", row.get("image"))
     if not isinstance(turns, list) or not turns:
         raise RecordError(f"its conversation is {turns!r}, but must be a list of messages")
+    if not all(isinstance(turn, dict) for turn in turns):
+        raise RecordError(f"its conversation is {str(turns)[:200]}, but must be a list of messages")
     messages = [_read_llava_turn(turn) if "conversations" in row else _read_message(turn) for turn in turns]
     # Chats that were cut into pieces may begin with an answer to nothing.
     while messages and messages[0]["role"] == "assistant":
         messages.pop(0)
-    if not any(message["role"] == "assistant" for message in messages):
+    roles = [message["role"] for message in messages]
+    if "user" not in roles or "assistant" not in roles[roles.index("user") :]:
         raise RecordError("no message is an answer to another")
 
     images = images if isinstance(images, (list, tuple)) else [] if images is None else [images]

@@ -1,0 +1,286 @@
+"""Arguments of the recipes, and the model, processor and conversations that they name."""
+
+import importlib.util
+import json
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from helpers import REPOSITORY, TEXT_CONFIG, VISION_CONFIG
+from PIL import Image
+from transformers import (
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from mqt_llava.training import BudgetCollator, FixedBudget, MQTLlavaTrainingArguments, parse_budget
+from mqt_llava.training.arguments import DataArguments, ModelArguments, parse_arguments
+from mqt_llava.training.assemble import build_processor, load_conversations, load_model_and_processor
+from mqt_llava.training.checkpoints import save_trained_parts
+
+
+CHECKPOINT = str(REPOSITORY / "model_cards" / "mqt-llava-tiny")
+RECIPES = REPOSITORY / "examples" / "train"
+
+
+@dataclass
+class OtherArguments:
+    names: list[str] = field(default_factory=lambda: ["a"])
+    ratio: float = 0.5
+    settings: str | None = None
+    switch: bool = False
+
+
+def write(folder, text: str) -> str:
+    (folder / "settings.yaml").write_text(text)
+    return str(folder / "settings.yaml")
+
+
+def load_recipe(name: str):
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# Files and flags
+
+
+def test_defaults_and_flags():
+    (args,) = parse_arguments(DataArguments, argv=[])
+    assert args == DataArguments()
+    (samplers,) = parse_budget(args.budget)
+    assert set(samplers.weights) == set(range(2, 257, 2))
+    (args,) = parse_arguments(DataArguments, argv=["--max_length", "77", "--budget", "FixedBudget(4)"])
+    assert (args.max_length, args.budget) == (77, "FixedBudget(4)")
+
+
+def test_arguments_come_from_the_command_line(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["train.py", write(tmp_path, "max_length: 5"), "--max_bad_share", "0.5"])
+    (args,) = parse_arguments(DataArguments)
+    assert (args.max_length, args.max_bad_share) == (5, 0.5)
+
+
+def test_flags_go_before_the_file(tmp_path):
+    path = write(tmp_path, "max_length: 5\nmax_bad_share: 0.1\npad_to_square: false\nnames: [x, y]\nswitch: true\n")
+    flags = ["--max_length", "7", "--names", "z", "--switch", "false", "--pad_to_square", "true"]
+    classes = (ModelArguments, DataArguments, OtherArguments)
+    model_args, data_args, other = parse_arguments(*classes, argv=[path])
+    assert (data_args.max_length, model_args.pad_to_square, other.names, other.switch) == (5, False, ["x", "y"], True)
+    model_args, data_args, other = parse_arguments(*classes, argv=[path, *flags])
+    assert (data_args.max_length, model_args.pad_to_square, other.names, other.switch) == (7, True, ["z"], False)
+    assert data_args.max_bad_share == 0.1  # of the file
+
+
+def test_values_of_a_file(tmp_path):
+    text = """
+        vision_feature_layer: -2
+        data_path: folder/a file.json
+        budget: UniformBudget(2, 256, step=2), FixedBudget(256)
+        names: [resampler, language_model]
+        ratio: 2.0e-5
+        settings: {a: false, b: [1, "2"]}
+        image_folder:  # the default
+        max_length: null
+    """
+    path = write(tmp_path, text)
+    model_args, data_args, other = parse_arguments(ModelArguments, DataArguments, OtherArguments, argv=[path])
+    assert model_args.vision_feature_layer == -2
+    assert data_args.data_path == "folder/a file.json" and data_args.image_folder is None
+    assert data_args.max_length == 2048
+    assert [sampler.largest for sampler in parse_budget(data_args.budget)] == [256, 256]
+    assert other.names == ["resampler", "language_model"] and other.ratio == 2e-5
+    assert json.loads(other.settings) == {"a": False, "b": [1, "2"]}
+
+
+@pytest.mark.parametrize("argv", [["--budgets", "FixedBudget(4)"], ["--max_length", "many"], ["file.json"]], ids=str)
+def test_unknown_flags_end_the_program(argv, capsys):
+    with pytest.raises(SystemExit) as raised:
+        parse_arguments(DataArguments, argv=argv)
+    assert raised.value.code == 2 and argv[-1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["budgets: FixedBudget(4)", "max_length: many", "max_length: [1, 2]"])
+def test_unknown_names_in_a_file_end_the_program(text, tmp_path, capsys):
+    with pytest.raises(SystemExit) as raised:
+        parse_arguments(DataArguments, argv=[write(tmp_path, text)])
+    assert raised.value.code == 2 and "usage: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b", "max_length"])
+def test_a_file_that_is_no_mapping_is_refused(text, tmp_path):
+    with pytest.raises(ValueError, match="settings.yaml must map the names of arguments to their values"):
+        parse_arguments(DataArguments, argv=[write(tmp_path, text)])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.yml"):
+        parse_arguments(DataArguments, argv=[str(tmp_path / "none.yml")])
+
+
+# The recipes' own files
+
+
+@pytest.mark.parametrize(
+    "path, recipe",
+    [("pretrain_7b.yaml", "pretrain"), ("finetune_7b.yaml", "finetune"), ("finetune_7b_qlora.yaml", "finetune")],
+)
+def test_ready_settings(path, recipe):
+    module = load_recipe(recipe)
+    classes = {
+        "pretrain": lambda: (ModelArguments, DataArguments, module.PretrainingArguments),
+        "finetune": lambda: (ModelArguments, DataArguments, module.LoraArguments, MQTLlavaTrainingArguments),
+    }[recipe]()
+    argv = [str(RECIPES / path), "--use_cpu", "true"]
+    model_args, data_args, *lora, args = parse_arguments(*classes, argv=argv)
+    (budget,) = parse_budget(data_args.budget)
+    assert budget.largest == model_args.max_visual_tokens == 256
+    assert args.bf16 and args.warmup_steps == 0.03 and args.lr_scheduler_type == "cosine" and args.weight_decay == 0
+    assert not args.remove_unused_columns
+    if recipe == "pretrain":
+        assert args.trained_parts == ["resampler"] and budget.weights == FixedBudget(256).weights
+        assert args.learning_rate == 1e-3 and not model_args.pad_to_square
+    else:
+        assert args.trained_parts == ["resampler", "language_model"]
+        assert set(budget.weights) == set(range(2, 257, 2)) and model_args.pad_to_square
+        assert lora[0].load_in_4bit == ("qlora" in path) == bool(lora[0].lora_rank)
+        assert args.learning_rate == (2e-4 if "qlora" in path else 2e-5)
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps * (1 if "qlora" in path else 8) == (
+        256 if recipe == "pretrain" else 128
+    )
+
+
+def test_four_bits_need_adapters():
+    with pytest.raises(ValueError, match="`load_in_4bit` is True: .* so set `lora_rank`"):
+        load_recipe("finetune").LoraArguments(load_in_4bit=True)
+
+
+# Two models into one
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Folders of a CLIP of 28 pixels, the same as a whole CLIP, and a Llama whose tokenizer knows no `<image>`."""
+    folder = tmp_path_factory.mktemp("parts")
+    torch.manual_seed(0)
+    text_config = {name: value for name, value in TEXT_CONFIG.items() if name != "num_key_value_heads"}
+    CLIPVisionModel(CLIPVisionConfig(**VISION_CONFIG)).save_pretrained(folder / "clip_vision")
+    CLIPModel(CLIPConfig(vision_config=VISION_CONFIG, text_config=text_config)).save_pretrained(folder / "clip")
+    pixels = CLIPImageProcessorPil(
+        size={"shortest_edge": 99},
+        crop_size={"height": 99, "width": 99},
+        image_mean=[0.1, 0.2, 0.3],
+        image_std=[0.5] * 3,
+    )
+    for name in ("clip_vision", "clip"):
+        pixels.save_pretrained(folder / name)
+    source = json.loads((REPOSITORY / "model_cards" / "mqt-llava-tiny" / "tokenizer.json").read_text())
+    source["added_tokens"] = [token for token in source["added_tokens"] if token["content"] != "<image>"]
+    source["model"]["vocab"].pop("<image>", None)
+    LlamaForCausalLM(LlamaConfig(**{**TEXT_CONFIG, "vocab_size": 560})).save_pretrained(folder / "llama")
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    tokenizer.save_pretrained(folder / "llama")
+    (folder / "llama" / "tokenizer.json").write_text(json.dumps(source))
+    settings = json.loads((folder / "llama" / "tokenizer_config.json").read_text())
+    settings.update(pad_token=None, padding_side="right")
+    (folder / "llama" / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize("vision", ["clip_vision", "clip"])
+def test_build_processor(parts, vision):
+    assert "<image>" not in AutoTokenizer.from_pretrained(parts / "llama").get_vocab()
+    processor = build_processor(str(parts / vision), str(parts / "llama"), 16)
+    assert processor.max_visual_tokens == 16 and processor.image_token_id == 560
+    tokenizer = processor.tokenizer
+    assert tokenizer.padding_side == "left" and tokenizer.pad_token == "<unk>"
+    assert processor.image_processor.backend == "pil" and processor.image_processor.do_pad
+    image = Image.new("RGB", (80, 40), "white")
+    inputs = processor(images=image, text="a <image> b", return_tensors="pt", num_visual_tokens=3)
+    assert inputs["pixel_values"].shape == (1, 3, 28, 28)  # of the tower, not of its image processor
+    means = inputs["pixel_values"][0, :, 14].mean(-1)
+    torch.testing.assert_close(means, torch.tensor([1.8, 1.6, 1.4]))
+    assert (inputs["input_ids"] == 560).sum() == 3
+
+
+def test_a_pad_token_is_found(parts, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(parts / "llama")
+    tokenizer.unk_token = None
+    tokenizer.save_pretrained(tmp_path)
+    LlamaConfig(**TEXT_CONFIG).save_pretrained(tmp_path)
+    assert build_processor(str(parts / "clip"), str(tmp_path), 16).tokenizer.pad_token == "</s>"
+
+
+def test_a_new_model_learns(parts, picture):
+    args = ModelArguments(
+        vision_tower=str(parts / "clip"), language_model=str(parts / "llama"), max_visual_tokens=16,
+        resampler_num_attention_heads=4, pad_to_square=False, attn_implementation="eager",
+    )  # fmt: skip
+    model, processor = load_model_and_processor(args)
+    assert model.config.max_visual_tokens == processor.max_visual_tokens == 16
+    assert model.config.image_token_id == processor.image_token_id == 560
+    assert model.config.resampler_num_attention_heads == 4 and model.config.text_config.vocab_size == 561
+    assert model.config.text_config._attn_implementation == model.config._attn_implementation == "eager"
+    assert not processor.image_processor.do_pad and model.dtype == torch.float32
+    rows = [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "image": picture}]
+    model.train()(**BudgetCollator(processor, FixedBudget(3))(rows)).loss.backward()
+    assert model.model.resampler.query.grad.any()
+
+
+def test_a_checkpoint_with_the_parts_of_another_run(tmp_path):
+    model, processor = load_model_and_processor(ModelArguments(model_name_or_path=CHECKPOINT, dtype="bfloat16"))
+    assert model.dtype == torch.bfloat16 and processor.image_processor.do_pad
+    query = torch.full_like(model.model.resampler.query, 0.5)
+    save_trained_parts({"model.resampler.query": query}, tmp_path)
+    args = ModelArguments(model_name_or_path=CHECKPOINT, dtype="bfloat16", trained_parts_from=str(tmp_path))
+    model, _ = load_model_and_processor(args)
+    assert torch.equal(model.model.resampler.query, query)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {},
+        {"vision_tower": "a"},
+        {"language_model": "b"},
+        {"model_name_or_path": "c", "vision_tower": "a", "language_model": "b"},
+        {"model_name_or_path": "c", "vision_tower": "a"},
+        {"model_name_or_path": "c", "language_model": "b"},
+    ],
+    ids=str,
+)
+def test_the_names_of_a_model_must_be_clear(names):
+    with pytest.raises(ValueError, match="Name either `model_name_or_path`, a checkpoint, or both `vision_tower` and"):
+        load_model_and_processor(ModelArguments(**names))
+
+
+# Conversations
+
+
+def test_conversations_of_a_file(llava_json):
+    dataset = load_conversations(DataArguments(data_path=str(llava_json), max_bad_share=0.25))
+    assert len(dataset) == 6 and dataset.max_bad_share == 0.25 and dataset[0]["images"]
+    assert dataset.image_folder == llava_json.parent
+
+
+def test_conversations_of_a_dataset(llava_json, llava_rows):
+    pytest.importorskip("datasets")
+    folder = llava_json.parent / "dataset"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, llava_rows)))
+    args = DataArguments(dataset_name=str(folder), image_folder=str(llava_json.parent), max_bad_share=0)
+    dataset = load_conversations(args)
+    assert len(dataset) == 6 and dataset[0]["images"] and not dataset[5]["images"]
+    assert [shows_image for shows_image, _ in dataset.sizes] == [True] * 4 + [False] * 2
+
+
+@pytest.mark.parametrize("names", [{}, {"data_path": "a", "dataset_name": "b"}], ids=str)
+def test_the_names_of_conversations_must_be_clear(names):
+    with pytest.raises(ValueError, match="Name either `data_path` or `dataset_name`; got "):
+        load_conversations(DataArguments(**names))
