@@ -27,6 +27,9 @@ setup(
         "eval": ["lmms-eval"],
         "demo": ["gradio"],
         "viz": ["matplotlib"],
-        "dev": ["pytest", "pytest-xdist", "pytest-timeout", "ruff", "pre-commit", "peft", "trl", "datasets", "matplotlib"],
+        "dev": [
+            "pytest", "pytest-xdist", "pytest-timeout", "ruff", "pre-commit", "peft", "trl", "datasets", "bitsandbytes",
+            "matplotlib",
+        ],  # fmt: skip
     },
 )

@@ -103,7 +103,7 @@ class MQTLlavaPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if isinstance(module, MQTLlavaResampler):
-            max_visual_tokens, width = module.query.shape
+            max_visual_tokens, width = module.query_positions.shape
             init.copy_(module.query_positions, sine_cosine_positions(math.isqrt(max_visual_tokens), width))
             init.trunc_normal_(module.query, std=0.02)
             init.normal_(module.proj.weight, std=width**-0.5)

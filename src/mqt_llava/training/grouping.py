@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 
+import torch
 from torch.utils.data import Sampler
 
 
@@ -20,19 +21,23 @@ class ModalityLengthSampler(Sampler[int]):
         sizes: Of each record, whether it shows an image, and its length in any unit.
         batch_size: Records of a global batch, over all processes and accumulated steps.
         seed: Changes the order.
+        epoch: A number that its owner keeps up to date.
     """
 
-    def __init__(self, sizes: list[tuple[bool, int]], batch_size: int, seed: int = 0):
-        self.sizes, self.batch_size, self.seed, self.epoch = sizes, batch_size, seed, 0
+    def __init__(
+        self, sizes: list[tuple[bool, int]], batch_size: int, seed: int = 0, epoch: torch.Tensor | None = None
+    ):
+        self.sizes, self.batch_size, self.seed = sizes, batch_size, seed
+        self.epoch = torch.zeros((), dtype=torch.long) if epoch is None else epoch
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def __iter__(self) -> Iterator[int]:
-        rng = random.Random(repr((self.seed, self.epoch)))
+        rng = random.Random(repr((self.seed, int(self.epoch))))
         batches, rest = [], []
         for kind in (True, False):
             indices = [index for index, (shows_image, _) in enumerate(self.sizes) if shows_image is kind]

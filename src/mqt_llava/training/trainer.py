@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..modeling_mqt_llava import MQTLlavaForConditionalGeneration
 from .checkpoints import check_same_model, last_complete_checkpoint, load_trained_parts, save_trained_parts
 from .collator import BudgetCollator
 from .dataset import ConversationDataset
@@ -99,13 +100,22 @@ class MQTLlavaTrainer(Trainer):
         kwargs.setdefault("params", parameter_groups(model, decayed, args.weight_decay, learning_rates))
         return optimizer_class, kwargs
 
+    def get_train_dataloader(self):
+        dataloader = super().get_train_dataloader()
+        # Its workers' seeds come from elsewhere than dropout's numbers: with persistent workers, a run that is resumed
+        # draws one more.
+        dataloader.base_dataloader.generator = torch.Generator().manual_seed(self.args.seed)
+        return dataloader
+
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not (self.args.group_by_modality_length and isinstance(dataset, ConversationDataset)):
             return super()._get_train_sampler(train_dataset)
         batch_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return ModalityLengthSampler(dataset.sizes, batch_size, seed)
+        # Shares the collator's epoch: the loaders' `set_epoch` stops short of a sampler under several processes when
+        # batches are skipped after a resume.
+        return ModalityLengthSampler(dataset.sizes, batch_size, seed, self.data_collator.epoch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         nested = inputs.pop("nested", [])
@@ -160,7 +170,15 @@ class MQTLlavaTrainer(Trainer):
             name: total for name, total in zip(counts, totals) if total and name not in ("records", "conversations")
         }
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # What follows says that the checkpoint is whole: no process must still be writing its share.
+        self.accelerator.wait_for_everyone()
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.is_fsdp_enabled and isinstance(self.model, MQTLlavaForConditionalGeneration):
+            # FSDP made it a class of its own; a checkpoint carries the code of the module that its class names.
+            type(self.model).__module__ = MQTLlavaForConditionalGeneration.__module__
         if not self.saves_parts_alone:
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
