@@ -28,8 +28,16 @@ setup(
         "demo": ["gradio"],
         "viz": ["matplotlib"],
         "dev": [
-            "pytest", "pytest-xdist", "pytest-timeout", "ruff", "pre-commit", "peft", "trl", "datasets", "bitsandbytes",
+            "pytest",
+            "pytest-xdist",
+            "pytest-timeout",
+            "ruff",
+            "pre-commit",
+            "peft",
+            "trl",
+            "datasets",
+            "bitsandbytes",
             "matplotlib",
-        ],  # fmt: skip
+        ],
     },
 )
