@@ -1,0 +1,197 @@
+"""What a request costs, against what models really compute, cache and hold."""
+
+import random
+import re
+
+import pytest
+import torch
+from helpers import tiny_config
+from random_configs import IMAGE_TOKEN_ID, random_llava_config, random_mqt_config
+from tiny_models import random_model
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig
+
+from mqt_llava import MQTLlavaConfig
+from mqt_llava.planning import request_cost
+
+
+COMPRESSORS = {"mqt_llava": "resampler", "llava": "multi_modal_projector"}
+
+
+def build(config, dtype=torch.float32):
+    """A random model in whose attention every product is a matrix product, which FlopCounterMode counts."""
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="eager").eval()
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def make_inputs(config, rows: int, counts: list[int], text_tokens: int) -> dict[str, torch.Tensor]:
+    """Prompts of equal length that begin with their images, for each as many placeholders as `counts` says."""
+    size, channels = config.vision_config.image_size, config.vision_config.num_channels
+    prompt = [IMAGE_TOKEN_ID] * sum(counts) + [3 + i for i in range(text_tokens)]
+    input_ids = torch.tensor([prompt] * rows)
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    inputs["pixel_values"] = torch.randn(rows * len(counts), channels, size, size)
+    if config.model_type == "mqt_llava":
+        inputs["visual_token_counts"] = torch.tensor(counts * rows)
+    return inputs
+
+
+def run_and_count(model, inputs, new_tokens):
+    """FLOPs of a `generate` that is really run, in total and of the image's parts, and the cache it leaves."""
+    parts, hooks = {}, []
+    with FlopCounterMode(display=False) as counter:
+        for name, module in model.model.named_children():
+
+            def start(*_, name=name):
+                parts[name] = parts.get(name, 0) - counter.get_total_flops()
+
+            def end(*_, name=name):
+                parts[name] += counter.get_total_flops()
+
+            hooks += [module.register_forward_pre_hook(start), module.register_forward_hook(end)]
+        output = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, return_dict_in_generate=True)
+    for hook in hooks:
+        hook.remove()
+    assert output.sequences.shape[1] == inputs["input_ids"].shape[1] + new_tokens
+    return counter.get_total_flops(), parts, output.past_key_values
+
+
+def check_cost(config, seed, counts_of):
+    rng = random.Random(seed)
+    batch_size, num_images, new_tokens = rng.randint(1, 3), rng.randint(1, 3), rng.randint(2, 6)
+    text_tokens = rng.randint(1, 20)
+    request = {"batch_size": batch_size, "num_images": num_images, "text_tokens": text_tokens}
+    counts, num_visual_tokens = counts_of(rng, num_images)
+    request["num_visual_tokens"] = num_visual_tokens
+    cost = request_cost(config, new_tokens=new_tokens, **request)
+    model = build(config)
+    inputs = make_inputs(config, batch_size, counts, text_tokens)
+    assert cost.prompt_tokens == inputs["input_ids"].shape[1]
+
+    total, parts, cache = run_and_count(model, inputs, new_tokens)
+    assert cost.flops.total == total
+    compressor = COMPRESSORS[config.model_type]
+    assert cost.flops.vision_tower == parts["vision_tower"]
+    assert cost.flops.compressor == parts[compressor]
+    images = cost.flops.vision_tower + cost.flops.compressor
+    assert cost.flops.prefill + cost.flops.decode == total - images
+    prefill_only, _, _ = run_and_count(model, inputs, 1)
+    assert cost.flops.prefill == prefill_only - images
+    assert request_cost(config, new_tokens=1, **request).flops.decode == 0
+
+    assert cost.kv_bytes == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    check_weights(model, cost)
+
+
+def check_weights(model, cost):
+    """Parameters once each, and the buffers that are saved with them."""
+
+    def stored_bytes(module):
+        saved = module.state_dict()
+        tensors = [*module.parameters(), *(buffer for name, buffer in module.named_buffers() if name in saved)]
+        return sum(tensor.nbytes for tensor in tensors)
+
+    assert cost.weight_bytes.vision_tower == stored_bytes(model.model.vision_tower)
+    assert cost.weight_bytes.compressor == stored_bytes(
+        model.model.get_submodule(COMPRESSORS[model.config.model_type])
+    )
+    assert cost.weight_bytes.total == stored_bytes(model)
+
+
+@pytest.mark.parametrize("seed", range(28))
+def test_mqt_llava_costs_what_is_counted(seed):
+    config = random_mqt_config(seed)
+
+    def counts_of(rng, num_images):
+        if rng.random() < 0.3:
+            m = rng.randint(1, config.max_visual_tokens)
+            return [m] * num_images, m
+        counts = [rng.randint(1, config.max_visual_tokens) for _ in range(num_images)]
+        return counts, counts
+
+    check_cost(config, seed, counts_of)
+
+
+@pytest.mark.parametrize("seed", range(28))
+def test_llava_costs_what_is_counted(seed):
+    config = random_llava_config(seed)
+    vision = config.vision_config
+    tokens = (vision.image_size // vision.patch_size) ** 2
+    tokens += {"siglip_vision_model": 0, "dinov2_with_registers": 1}.get(vision.model_type, 1)
+    tokens += getattr(vision, "num_register_tokens", 0)
+    tokens -= config.vision_feature_select_strategy == "default"
+    check_cost(config, seed, lambda rng, num_images: ([tokens] * num_images, None))
+
+
+def test_by_default_an_image_has_all_visual_tokens():
+    config = tiny_config()
+    cost = request_cost(config, text_tokens=5)
+    assert cost == request_cost(config, text_tokens=5, num_visual_tokens=16, num_images=1, new_tokens=1, batch_size=1)
+    assert cost.prompt_tokens == 21
+    listed = request_cost(config, text_tokens=5, num_visual_tokens=[3, 16])
+    assert listed == request_cost(config, text_tokens=5, num_visual_tokens=torch.tensor([3, 16]), num_images=2)
+    assert listed.prompt_tokens == 24
+
+
+def test_bytes_follow_the_dtype():
+    config = tiny_config()
+    single, half = (request_cost(config, text_tokens=5, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert single.flops == half.flops
+    assert single.kv_bytes == 2 * half.kv_bytes and single.weight_bytes.total == 2 * half.weight_bytes.total
+    check_weights(random_model(config).to(torch.bfloat16), half)
+    assert request_cost(config, text_tokens=5) == single
+    config.dtype = torch.bfloat16
+    assert request_cost(config, text_tokens=5) == half
+
+
+@pytest.mark.parametrize("config", [MQTLlavaConfig(), LlavaConfig()], ids=lambda config: config.model_type)
+def test_models_of_7b_weigh_what_they_hold(config):
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).bfloat16()
+    check_weights(model, request_cost(config, text_tokens=1, dtype=torch.bfloat16))
+
+
+def test_flops_of_7b_from_first_principles():
+    """CLIP ViT-L/14-336 is known for 0.38 TFLOPs and Llama-2-7B for 2 x 6.6 billion per token."""
+    cost = request_cost(LlavaConfig(), text_tokens=64)
+    assert cost.prompt_tokens == 640
+    assert cost.flops.vision_tower / 1e12 == pytest.approx(0.38, abs=0.01)
+    assert cost.flops.prefill / 640 == pytest.approx(2 * 6.6e9, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "kwargs, error, message",
+    [
+        ({"text_tokens": 0}, ValueError, "`text_tokens` is 0, but must be at least 1"),
+        ({"text_tokens": 1.5}, TypeError, "`text_tokens` is 1.5, but must be an integer"),
+        ({"new_tokens": 0}, ValueError, "`new_tokens` is 0"),
+        ({"batch_size": True}, TypeError, "`batch_size` is True"),
+        ({"num_images": 0}, ValueError, "`num_images` is 0"),
+        ({"num_visual_tokens": 17}, ValueError, "`num_visual_tokens` is 17, but must be an integer in 1..16"),
+        ({"num_visual_tokens": [4, 4], "num_images": 3}, ValueError, "2 entries for 3 images"),
+        ({"num_visual_tokens": "4"}, TypeError, "`num_visual_tokens` is '4'"),
+    ],
+)
+def test_impossible_requests(kwargs, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        request_cost(tiny_config(), **{"text_tokens": 5, **kwargs})
+
+
+def test_kinds_whose_costs_are_not_known():
+    def check(config, message):
+        with pytest.raises(ValueError, match=message):
+            request_cost(config, text_tokens=5)
+
+    check(tiny_config(text_config={"model_type": "mamba", "vocab_size": 100}), "'mamba'.*llama, mistral.*gpt_neox")
+    vision_config = {"model_type": "vit", "image_size": 28, "patch_size": 7}
+    check(tiny_config(vision_config=vision_config), "'vit'.*clip_vision_model, siglip")
+    check(AutoConfig.for_model("llama"), "'llama'.*mqt_llava, llava")
+    check(tiny_config(vision_feature_layer=4), "`vision_feature_layer` is 4.*3 layers")
+    check(tiny_config(vision_feature_select_strategy="full"), "17 tokens per image.*no square")
+
+
+def test_llava_has_no_choice_of_visual_tokens():
+    with pytest.raises(ValueError, match="leave it out"):
+        request_cost(LlavaConfig(), text_tokens=5, num_visual_tokens=64)
