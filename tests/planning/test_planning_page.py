@@ -1,0 +1,86 @@
+"""The page on planning and the example, run and computed again."""
+
+import re
+from pathlib import Path
+
+import pytest
+from helpers import REPOSITORY
+from transformers import LlavaConfig
+
+from mqt_llava import MQTLlavaConfig
+from mqt_llava.planning import request_cost
+from mqt_llava.planning.decoders import decoder
+
+
+PAGE = (REPOSITORY / "docs" / "planning.md").read_text()
+TEXT_TOKENS = 58  # of the published row, by what fits best
+
+
+def tera_flops(m: int) -> float:
+    if m == 576:
+        return request_cost(LlavaConfig(), text_tokens=TEXT_TOKENS).flops.total / 1e12
+    return request_cost(MQTLlavaConfig(), text_tokens=TEXT_TOKENS, num_visual_tokens=m).flops.total / 1e12
+
+
+def test_the_published_row():
+    rows = re.findall(r"^\| (\d+).*? \| ([\d.]+) \| ([\d.]+) \| ([-+][\d.]+)% \|$", PAGE, re.MULTILINE)
+    assert [int(m) for m, *_ in rows] == [576, 256, 144, 64, 36, 16, 8]
+    for m, published, ours, difference in rows:
+        computed = tera_flops(int(m))
+        assert f"{computed:.2f}" == ours
+        assert f"{100 * (computed / float(published) - 1):+.1f}" == difference
+    differences = {int(m): abs(float(difference)) for m, _, _, difference in rows}
+    assert differences.pop(144) > 6 and max(differences.values()) <= 2
+
+
+def test_the_constant_in_the_published_row():
+    flops = request_cost(MQTLlavaConfig(), text_tokens=TEXT_TOKENS, num_visual_tokens=8).flops
+    text = decoder(MQTLlavaConfig().text_config, is_tied=False).prefill_flops(TEXT_TOKENS)
+    parts = {
+        "vision tower, 23 layers": flops.vision_tower,
+        "query transformer": flops.compressor,
+        "58 text tokens": text,
+        "8 visual tokens": flops.prefill - text,
+        "sum": flops.total,
+    }
+    for name, part in parts.items():
+        assert f"| {name} | {part / 1e12:.3f} |" in PAGE
+
+
+def test_the_snippets_run_when_pasted(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    for block in blocks:
+        exec(block.replace('"model_cards/', f'"{REPOSITORY}/model_cards/'), namespace)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(blocks) == 2 and lines[2] == "8" and 1 <= int(lines[3]) <= 16
+    assert Path("profile.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "flags, largest",
+    [
+        (["--flops", 1.5e8], 8),
+        (["--flops", 1e9, "--kv-bytes", 270_000], 6),
+        (["--seconds", 1000], 16),
+        ([], None),
+    ],
+)
+def test_the_example_plans(flags, largest, capsys):
+    from plan_budget import main
+
+    main(list(map(str, ["--text-tokens", 40, "--new-tokens", 20, *flags])))
+    output = capsys.readouterr().out
+    assert len(re.findall(r"^\| +\d+ \|", output, re.MULTILINE)) == 5
+    assert re.search(r"\|   4 \|.* 1.412e\+08 \| +258,048 \|", output)
+    assert (f"m = {largest}" in output) == (largest is not None)
+    assert ("Largest budget" in output) == (largest is not None)
+
+
+def test_the_example_says_when_nothing_fits(capsys):
+    from plan_budget import main
+
+    with pytest.raises(SystemExit):
+        main(["--kv-bytes", "5", "--budgets", "3"])
+    assert "`kv_bytes` is 5.0, but one visual token for each image needs" in capsys.readouterr().err
