@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
+from .adaptive_mqt_llava import AdaptiveBudget
 from .configuration_mqt_llava import MQTLlavaConfig
 from .modeling_mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaModel, MQTLlavaPreTrainedModel
 from .processing_mqt_llava import MQTLlavaProcessor
@@ -18,6 +19,7 @@ AutoProcessor.register(MQTLlavaConfig, MQTLlavaProcessor)
 __version__ = version("mqt_llava")
 
 __all__ = [
+    "AdaptiveBudget",
     "MQTLlavaConfig",
     "MQTLlavaForConditionalGeneration",
     "MQTLlavaModel",

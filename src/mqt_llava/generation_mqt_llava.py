@@ -6,9 +6,11 @@ from bisect import bisect_right
 from itertools import accumulate
 
 import torch
-from transformers import GenerationConfig
+from transformers import Cache, GenerationConfig
 from transformers.utils import ModelOutput
 
+from .adaptive_mqt_llava import AdaptiveBudget, read_budget
+from .climb_mqt_llava import can_reuse, climb, merge_states, split_prompts
 from .configuration_mqt_llava import check_num_visual_tokens
 from .prompt_mqt_llava import images_per_row, resize_prompt, restore_prompt, visual_tokens_per_image
 
@@ -100,6 +102,33 @@ def check_same_budget(num_visual_tokens: int | list[int] | None, passed: list[in
         )
 
 
+def finish_outputs(
+    outputs: torch.Tensor | ModelOutput,
+    prompt: torch.Tensor,
+    fitted: torch.Tensor,
+    rows: list[list[int]],
+    cache: Cache | None,
+) -> torch.Tensor | ModelOutput:
+    """
+    What `generate` returns, beginning with the caller's own prompt.
+
+    Args:
+        outputs: Of generating from `fitted`, the re-sized `prompt`.
+        rows: Visual tokens of the images in each prompt.
+        cache: Filled by it, where `outputs` does not hold one.
+    """
+    sequences = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences
+    sequences = restore_prompt(sequences, prompt, fitted.shape[1])
+    if isinstance(outputs, torch.Tensor):
+        outputs = sequences
+    else:
+        cache, outputs.sequences = outputs.get("past_key_values"), sequences
+    if cache is not None:
+        # So that a conversation continued from this cache can be checked against it.
+        cache.visual_token_counts = [row for row in rows for _ in range(len(sequences) // len(prompt))]
+    return outputs
+
+
 class MQTLlavaGenerationMixin:
     """`generate` with a number of visual tokens of its own."""
 
@@ -108,7 +137,7 @@ class MQTLlavaGenerationMixin:
         inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         *args,
-        num_visual_tokens: int | list[int] | None = None,
+        num_visual_tokens: int | list[int] | str | AdaptiveBudget | None = None,
         **kwargs,
     ):
         """
@@ -123,9 +152,11 @@ class MQTLlavaGenerationMixin:
                 As in [`~GenerationMixin.generate`], with the processor's output among them. Instead of `pixel_values`,
                 `mm_encoder_outputs={"image": model.get_image_features(pixel_values)}` holds images that are encoded
                 already; it is not changed and can be used again at another number of tokens.
-            num_visual_tokens (`int` or `list[int]`, *optional*):
-                Visual tokens of all images, or one number per image. Without it, the `num_visual_tokens` of the
-                `generation_config` that is passed holds, then that of the model's, then the prompt's own number.
+            num_visual_tokens (`int`, `list[int]`, `"auto"` or [`AdaptiveBudget`], *optional*):
+                Visual tokens of all images, or one number per image; or as many as each prompt needs, by the budget
+                that is passed or, for `"auto"`, by the `adaptive_budget` of the model's `generation_config`. Without
+                it, the `num_visual_tokens` of the `generation_config` that is passed holds, then that of the model's,
+                then the prompt's own number.
 
         Raises:
             TypeError, ValueError: `num_visual_tokens` is no integer in 1..M, or not one per image.
@@ -139,6 +170,10 @@ class MQTLlavaGenerationMixin:
             if num_visual_tokens is None and config is not None:
                 num_visual_tokens = getattr(config, "num_visual_tokens", None)
 
+        num_visual_tokens = read_budget(num_visual_tokens, getattr(self.generation_config, "adaptive_budget", None))
+        if isinstance(num_visual_tokens, AdaptiveBudget):
+            return self._generate_adaptively(inputs, generation_config, args, num_visual_tokens, kwargs)
+
         prompt = inputs if inputs is not None else kwargs.get("input_ids")
         fitted, rows = self._fit_prompt(prompt, num_visual_tokens, kwargs)
         if inputs is not None:
@@ -148,16 +183,77 @@ class MQTLlavaGenerationMixin:
         outputs = super().generate(inputs, generation_config, *args, **kwargs)
         if prompt is None or rows is None:
             return outputs
+        return finish_outputs(outputs, prompt, fitted, rows, kwargs.get("past_key_values"))
 
-        sequences = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences
-        sequences = restore_prompt(sequences, prompt, fitted.shape[1])
-        if isinstance(outputs, torch.Tensor):
-            cache, outputs = kwargs.get("past_key_values"), sequences
+    @torch.no_grad()
+    def _generate_adaptively(self, inputs, generation_config, args: tuple, budget: AdaptiveBudget, kwargs: dict):
+        """
+        `generate` at the level of visual tokens that each prompt needs.
+
+        Returns:
+            What [`generate`] gives at those levels; as a dict, with `visual_token_level` `(batch,)` (0 without an
+            image), `visual_token_confidence` `(batch, levels)` (NaN where a level was not probed) and
+            `visual_tokens_processed` `(batch,)`.
+        """
+        prompt = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        levels = budget.levels_for(self.config.max_visual_tokens)
+        cache = kwargs.get("past_key_values")
+        if prompt is None or kwargs.get("inputs_embeds") is not None or (cache is not None and cache.get_seq_length()):
+            raise ValueError(
+                "An adaptive `num_visual_tokens` needs the whole prompt as `input_ids`, without `inputs_embeds` or a "
+                "filled `past_key_values`."
+            )
+        pixel_values, image_outputs = kwargs.pop("pixel_values", None), kwargs.pop("mm_encoder_outputs", None)
+        image_outputs = encoded_images(image_outputs)
+        if pixel_values is not None and image_outputs is not None:
+            raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
+        if pixel_values is not None:
+            image_outputs = self.get_image_features(pixel_values, [levels[-1]] * len(pixel_values), return_dict=True)
+        num_images = 0 if image_outputs is None else len(image_outputs.pooler_output)
+        images = []
+        if num_images:
+            images = list(cut_visual_tokens(image_outputs, [levels[-1]] * num_images).pooler_output)
+
+        mask = kwargs.pop("attention_mask", None)
+        mask = torch.ones_like(prompt) if mask is None else mask
+        placeholders = self.model.get_placeholder_mask(prompt, None)
+        given = kwargs.pop("visual_token_counts", None)
+        counts = visual_tokens_per_image(placeholders, num_images, self.config.max_visual_tokens, given)
+        rows = images_per_row(placeholders, counts)
+        prompts = split_prompts(prompt, placeholders, mask, rows, images)
+
+        config, _ = self._prepare_generation_config(generation_config, **kwargs)
+        eos_token_ids = [] if config.eos_token_id is None else config.eos_token_id
+        eos_token_ids = torch.tensor(eos_token_ids, device=prompt.device).flatten()
+        # A cache of another kind, that of a second model or one of the caller's is filled from the start.
+        is_plain = config.use_cache and config.cache_implementation in (None, "dynamic") and cache is None
+        reuse = is_plain and kwargs.get("assistant_model") is None and can_reuse(self, prompts)
+        climb(self, prompts, levels, budget, eos_token_ids, reuse)
+
+        new_counts = [entry.level for entry in prompts for _ in entry.images]
+        if reuse:
+            kwargs["attention_mask"] = mask
+            fitted = self._resize_prompt(prompt, placeholders, mask, counts, new_counts, kwargs)
+            cache = merge_states(self, prompts)
+            cache.batch_repeat_interleave(max(config.num_beams or 1, config.num_return_sequences or 1))
+            outputs = super().generate(fitted, generation_config, *args, past_key_values=cache, **kwargs)
+            rows = images_per_row(self.model.get_placeholder_mask(fitted, None), new_counts)
+            outputs = finish_outputs(outputs, prompt, fitted, rows, cache)
         else:
-            cache, outputs.sequences = outputs.get("past_key_values"), sequences
-        if cache is not None:
-            # So that a conversation continued from this cache can be checked against it.
-            cache.visual_token_counts = [row for row in rows for _ in range(len(sequences) // len(prompt))]
+            if num_images:
+                kwargs["mm_encoder_outputs"] = {"image": image_outputs}
+                kwargs["visual_token_counts"] = torch.tensor(counts)
+            outputs = self.generate(
+                prompt, generation_config, *args, num_visual_tokens=new_counts, attention_mask=mask, **kwargs
+            )
+        if not isinstance(outputs, torch.Tensor):
+            device = outputs.sequences.device
+            confidence = torch.full((len(prompts), len(levels)), float("nan"), device=device)
+            for row, entry in enumerate(prompts):
+                confidence[row, : len(entry.confidence)] = torch.tensor(entry.confidence)
+            outputs["visual_token_level"] = torch.tensor([entry.level for entry in prompts], device=device)
+            outputs["visual_token_confidence"] = confidence
+            outputs["visual_tokens_processed"] = torch.tensor([e.num_processed for e in prompts], device=device)
         return outputs
 
     def _fit_prompt(

@@ -1,0 +1,241 @@
+# Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
+"""
+A cheap first look at an image that is continued where it does not suffice.
+
+Visual tokens nest, and they stand before the question in a causal prompt. So what a decoder has computed of the text
+before an image and of its first tokens stays right when the image gets more of them: only the new ones and what stands
+behind the image are processed at the next level.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .adaptive_mqt_llava import AdaptiveBudget
+from .prompt_mqt_llava import resize_prompt
+
+
+@dataclass
+class Prompt:
+    """
+    One prompt of a batch, on its way up the levels.
+
+    Args:
+        before: Its tokens before the first image.
+        after: Its tokens behind the first image, with one placeholder for each further image.
+        images: The visual tokens of each image, `(highest level, hidden size)`.
+    """
+
+    before: torch.Tensor
+    after: torch.Tensor
+    images: list[torch.Tensor]
+    level: int = 0
+    confidence: list[float] = field(default_factory=list)
+    num_processed: int = 0  # visual tokens
+    states: list[tuple[torch.Tensor, torch.Tensor]] | None = None  # keys and values by layer, `(heads, tokens, width)`
+
+
+def split_prompts(
+    ids: torch.Tensor,
+    placeholders: torch.Tensor,
+    mask: torch.Tensor,
+    rows: list[list[int]],
+    images: list[torch.Tensor],
+) -> list[Prompt]:
+    """
+    Args:
+        ids, placeholders, mask: `(batch, length)`.
+        rows: Placeholders of the images in each row.
+        images: The visual tokens of all images.
+    """
+    counts = [count for row in rows for count in row]
+    tokens = {"input_ids": ids, "placeholders": placeholders.long()}
+    pads = dict.fromkeys(tokens, 0)
+    compressed, mask = resize_prompt(tokens, placeholders, mask, counts, [1] * len(counts), pads)
+    images, prompts = iter(images), []
+    for row, row_ids, is_image, row_mask in zip(rows, *compressed.values(), mask.bool()):
+        row_ids, is_image = row_ids[row_mask], is_image[row_mask].bool()
+        first = int(is_image.long().argmax()) if row else len(row_ids) - 1
+        prompts.append(Prompt(row_ids[:first], row_ids[first + bool(row) :], [next(images) for _ in row]))
+    return prompts
+
+
+def can_reuse(model: PreTrainedModel, prompts: list[Prompt]) -> bool:
+    """
+    Whether a level can continue the cache of the one below. Sliding windows and recurrent layers cannot be cropped,
+    and behind an image that ends its prompt there is no token for `generate` to begin with.
+    """
+    layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    return all(type(layer) is DynamicLayer for layer in layers) and all(len(prompt.after) for prompt in prompts)
+
+
+def climb(
+    model: PreTrainedModel,
+    prompts: list[Prompt],
+    levels: list[int],
+    budget: AdaptiveBudget,
+    eos_token_ids: torch.Tensor,
+    reuse: bool,
+) -> None:
+    """
+    Takes each prompt up the levels until the model is confident or the highest is reached, and notes in it where.
+
+    With `reuse`, its `states` become what the decoder has computed of it, all but the last token. The cache is laid
+    out as `[pad][before, first image][new tokens of it]...[pad][after]`: what stands behind the image has one width,
+    so that going up is one crop for all rows, and rows that stop are set aside.
+
+    Args:
+        model: An MQTLlavaForConditionalGeneration.
+        prompts: Changed in place.
+        levels: Visual tokens per image, ascending.
+        budget: When to stop.
+        eos_token_ids: Tokens that end an answer, `(n,)`.
+        reuse: Whether a level continues the cache of the one below, or processes the whole prompt.
+    """
+    active, cache, mask = prompts, None, None
+    for seen, level in zip([0, *levels], levels):
+        for prompt in active:
+            prompt.level = level if prompt.images else 0
+        is_highest = level == levels[-1]
+        if is_highest and not reuse:
+            return
+        if cache is None or not reuse:
+            seen, cache = 0, DynamicCache(config=model.config.get_text_config(decoder=True))
+            mask = torch.zeros((len(active), 0), dtype=torch.long, device=active[0].after.device)
+        chunk, chunk_mask, width = build_chunk(active, seen, level, model.config.image_token_id)
+        features = []
+        for prompt in active:
+            images = [tokens[0 if number else seen : level] for number, tokens in enumerate(prompt.images)]
+            prompt.num_processed += sum(map(len, images))
+            features += images
+        if is_highest:  # `generate` begins with the last token
+            chunk, chunk_mask = chunk[:, :-1], chunk_mask[:, :-1]
+        mask = torch.cat([mask, chunk_mask], dim=1)
+        logits = run_decoder(model, chunk, mask, cache, features)
+
+        if is_highest:
+            stops, num_probed = [True] * len(active), 0
+        else:
+            confidence, margin, num_probed = probe_answer(model, logits, mask, cache, budget, eos_token_ids)
+            stops = (confidence >= budget.confidence) & (margin >= budget.margin)
+            for prompt, value in zip(active, confidence.tolist()):
+                prompt.confidence.append(value)
+            stops = [bool(stop) or not prompt.images for stop, prompt in zip(stops, active)]
+        if reuse:
+            length = mask.shape[1] - (not is_highest)
+            for row, prompt in enumerate(active):
+                if stops[row]:
+                    prompt.states = take_states(cache, row, mask[row, :length].bool())
+        going = [row for row, stop in enumerate(stops) if not stop]
+        if not going:
+            return
+        active = [active[row] for row in going]
+        if reuse:
+            cache.crop(-(width + num_probed))
+            cache.batch_select_indices(torch.tensor(going, device=mask.device))
+            mask = mask[going, :-width]
+
+
+def build_chunk(
+    prompts: list[Prompt], seen: int, level: int, image_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """
+    What a decoder reads next that has read the first `seen` visual tokens of the first image, or nothing, if 0.
+
+    Returns:
+        Tokens and mask `(batch, length)`, and how many of the columns stand behind the first image.
+    """
+
+    def expand(tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.repeat_interleave(torch.where(tokens == image_token_id, level, 1))
+
+    heads, tails = [], []
+    for prompt in prompts:
+        image = prompt.after.new_full((level - seen if prompt.images else 0,), image_token_id)
+        heads.append(image if seen else torch.cat([prompt.before, image]))
+        tails.append(expand(prompt.after))
+    width = max(map(len, tails))
+    parts = [pad_left(part, length) for part, length in ((heads, max(map(len, heads))), (tails, width))]
+    return *(torch.cat(pair, dim=1) for pair in zip(*parts)), width
+
+
+def pad_left(rows: list[torch.Tensor], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of tokens and their mask, `(batch, length)`."""
+    tokens = torch.stack([nn.functional.pad(row, (length - len(row), 0)) for row in rows])
+    mask = torch.stack([nn.functional.pad(torch.ones_like(row), (length - len(row), 0)) for row in rows])
+    return tokens, mask
+
+
+def run_decoder(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, features: list[torch.Tensor]
+) -> torch.Tensor:
+    """Raw logits behind the last column, `(batch, vocabulary)`."""
+    encoded = {"image": BaseModelOutputWithPooling(pooler_output=features)} if features else None
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    outputs = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        mm_encoder_outputs=encoded,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return outputs.logits[:, -1]
+
+
+def probe_answer(
+    model: PreTrainedModel,
+    logits: torch.Tensor,
+    mask: torch.Tensor,
+    cache: DynamicCache,
+    budget: AdaptiveBudget,
+    eos_token_ids: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """
+    How sure the model is of the first tokens of its greedy answers.
+
+    Returns:
+        The least probability and the least lead over the second best token, `(batch,)`, and how many tokens were added
+        to the cache for it.
+    """
+    confidence, margin = logits.new_ones(len(logits)).float(), logits.new_ones(len(logits)).float()
+    has_ended, num_probed = torch.zeros(len(logits), dtype=torch.bool, device=logits.device), 0
+    while True:
+        best, second = logits.float().softmax(-1).topk(2).values.unbind(-1)
+        confidence = torch.where(has_ended, confidence, torch.minimum(confidence, best))
+        margin = torch.where(has_ended, margin, torch.minimum(margin, best - second))
+        tokens = logits.argmax(-1)
+        has_ended = has_ended | torch.isin(tokens, eos_token_ids)
+        if num_probed + 1 == budget.num_probed_tokens or has_ended.all():
+            return confidence, margin, num_probed
+        mask = nn.functional.pad(mask, (0, 1), value=1)
+        logits = run_decoder(model, tokens[:, None], mask, cache, [])
+        num_probed += 1
+
+
+def take_states(cache: DynamicCache, row: int, is_kept: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values of the columns of one row that are no padding, by layer."""
+    columns = is_kept.nonzero().squeeze(-1)
+    return [
+        tuple(states[row].index_select(-2, columns.to(states.device)) for states in (layer.keys, layer.values))
+        for layer in cache.layers
+    ]
+
+
+def merge_states(model: PreTrainedModel, prompts: list[Prompt]) -> DynamicCache:
+    """One cache of all prompts, padded on the left."""
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    length = max(prompt.states[0][0].shape[-2] for prompt in prompts)
+    for layer in range(len(prompts[0].states)):
+        pairs = zip(*(prompt.states[layer] for prompt in prompts))
+        keys, values = (
+            torch.stack([nn.functional.pad(states, (0, 0, length - states.shape[-2], 0)) for states in column])
+            for column in pairs
+        )
+        cache.update(keys, values, layer)
+    return cache
