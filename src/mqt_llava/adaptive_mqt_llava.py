@@ -70,8 +70,13 @@ def read_budget(value, calibrated: dict | None):
     What `num_visual_tokens` says: an [`AdaptiveBudget`] where it is one, its dict or "auto", else the value itself.
 
     Args:
-        calibrated: The `adaptive_budget` of the model's generation config, which "auto" stands for.
+        calibrated: The `adaptive_budget` of a generation config, which "auto" stands for.
+
+    Raises:
+        ValueError: Another word than "auto".
     """
-    if isinstance(value, str) and value == "auto":
+    if isinstance(value, str):
+        if value != "auto":
+            raise ValueError(f"`num_visual_tokens` is {value!r}, but the only word for it is 'auto'.")
         value = calibrated or {}
     return AdaptiveBudget(**value) if isinstance(value, dict) else value

@@ -16,7 +16,6 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .adaptive_mqt_llava import AdaptiveBudget
-from .prompt_mqt_llava import resize_prompt
 
 
 @dataclass
@@ -40,37 +39,37 @@ class Prompt:
 
 
 def split_prompts(
-    ids: torch.Tensor,
-    placeholders: torch.Tensor,
-    mask: torch.Tensor,
-    rows: list[list[int]],
-    images: list[torch.Tensor],
+    ids: torch.Tensor, mask: torch.Tensor, image_token_id: int, images: list[torch.Tensor]
 ) -> list[Prompt]:
     """
     Args:
-        ids, placeholders, mask: `(batch, length)`.
-        rows: Placeholders of the images in each row.
+        ids, mask: `(batch, length)`, with one placeholder for each image.
         images: The visual tokens of all images.
     """
-    counts = [count for row in rows for count in row]
-    tokens = {"input_ids": ids, "placeholders": placeholders.long()}
-    pads = dict.fromkeys(tokens, 0)
-    compressed, mask = resize_prompt(tokens, placeholders, mask, counts, [1] * len(counts), pads)
     images, prompts = iter(images), []
-    for row, row_ids, is_image, row_mask in zip(rows, *compressed.values(), mask.bool()):
-        row_ids, is_image = row_ids[row_mask], is_image[row_mask].bool()
-        first = int(is_image.long().argmax()) if row else len(row_ids) - 1
-        prompts.append(Prompt(row_ids[:first], row_ids[first + bool(row) :], [next(images) for _ in row]))
+    for row_ids, row_mask in zip(ids, mask.bool()):
+        row_ids = row_ids[row_mask]
+        is_image = row_ids == image_token_id
+        row_images = [next(images) for _ in range(int(is_image.sum()))]
+        first = int(is_image.long().argmax()) if row_images else len(row_ids) - 1
+        prompts.append(Prompt(row_ids[:first], row_ids[first + bool(row_images) :], row_images))
     return prompts
 
 
 def can_reuse(model: PreTrainedModel, prompts: list[Prompt]) -> bool:
     """
     Whether a level can continue the cache of the one below. Sliding windows and recurrent layers cannot be cropped,
-    and behind an image that ends its prompt there is no token for `generate` to begin with.
+    rotary frequencies that follow the prompt's length make other keys of the same tokens, and behind an image that
+    ends its prompt there is no token for `generate` to begin with.
     """
-    layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
-    return all(type(layer) is DynamicLayer for layer in layers) and all(len(prompt.after) for prompt in prompts)
+    config = model.config.get_text_config(decoder=True)
+    rope = getattr(config, "rope_parameters", None) or {}
+    return (
+        any(prompt.images for prompt in prompts)
+        and all(len(prompt.after) for prompt in prompts)
+        and all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+        and rope.get("rope_type") not in ("dynamic", "longrope")
+    )
 
 
 def climb(
@@ -96,8 +95,10 @@ def climb(
         eos_token_ids: Tokens that end an answer, `(n,)`.
         reuse: Whether a level continues the cache of the one below, or processes the whole prompt.
     """
-    active, cache, mask = prompts, None, None
+    active, cache, mask = prompts if reuse else [prompt for prompt in prompts if prompt.images], None, None
     for seen, level in zip([0, *levels], levels):
+        if not active:
+            return
         for prompt in active:
             prompt.level = level if prompt.images else 0
         is_highest = level == levels[-1]
@@ -106,7 +107,7 @@ def climb(
         if cache is None or not reuse:
             seen, cache = 0, DynamicCache(config=model.config.get_text_config(decoder=True))
             mask = torch.zeros((len(active), 0), dtype=torch.long, device=active[0].after.device)
-        chunk, chunk_mask, width = build_chunk(active, seen, level, model.config.image_token_id)
+        chunk, chunk_mask, width = build_chunk(active, seen, level, model.config.image_token_id, reuse)
         features = []
         for prompt in active:
             images = [tokens[0 if number else seen : level] for number, tokens in enumerate(prompt.images)]
@@ -123,7 +124,8 @@ def climb(
             confidence, margin, num_probed = probe_answer(model, logits, mask, cache, budget, eos_token_ids)
             stops = (confidence >= budget.confidence) & (margin >= budget.margin)
             for prompt, value in zip(active, confidence.tolist()):
-                prompt.confidence.append(value)
+                if prompt.images:
+                    prompt.confidence.append(value)
             stops = [bool(stop) or not prompt.images for stop, prompt in zip(stops, active)]
         if reuse:
             length = mask.shape[1] - (not is_highest)
@@ -131,20 +133,21 @@ def climb(
                 if stops[row]:
                     prompt.states = take_states(cache, row, mask[row, :length].bool())
         going = [row for row, stop in enumerate(stops) if not stop]
-        if not going:
-            return
         active = [active[row] for row in going]
-        if reuse:
+        if reuse and active:
             cache.crop(-(width + num_probed))
             cache.batch_select_indices(torch.tensor(going, device=mask.device))
             mask = mask[going, :-width]
 
 
 def build_chunk(
-    prompts: list[Prompt], seen: int, level: int, image_token_id: int
+    prompts: list[Prompt], seen: int, level: int, image_token_id: int, is_aligned: bool
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """
     What a decoder reads next that has read the first `seen` visual tokens of the first image, or nothing, if 0.
+
+    Args:
+        is_aligned: Whether what stands behind the first images gets one width, or the rows no padding but on the left.
 
     Returns:
         Tokens and mask `(batch, length)`, and how many of the columns stand behind the first image.
@@ -159,12 +162,13 @@ def build_chunk(
         heads.append(image if seen else torch.cat([prompt.before, image]))
         tails.append(expand(prompt.after))
     width = max(map(len, tails))
-    parts = [pad_left(part, length) for part, length in ((heads, max(map(len, heads))), (tails, width))]
-    return *(torch.cat(pair, dim=1) for pair in zip(*parts)), width
+    parts = (heads, tails) if is_aligned else ([torch.cat(pair) for pair in zip(heads, tails)],)
+    return *(torch.cat(pair, dim=1) for pair in zip(*map(pad_left, parts))), width
 
 
-def pad_left(rows: list[torch.Tensor], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_left(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of tokens and their mask, `(batch, length)`."""
+    length = max(map(len, rows))
     tokens = torch.stack([nn.functional.pad(row, (length - len(row), 0)) for row in rows])
     mask = torch.stack([nn.functional.pad(torch.ones_like(row), (length - len(row), 0)) for row in rows])
     return tokens, mask
@@ -184,6 +188,7 @@ def run_decoder(
         mm_encoder_outputs=encoded,
         use_cache=True,
         logits_to_keep=1,
+        return_dict=True,
     )
     return outputs.logits[:, -1]
 

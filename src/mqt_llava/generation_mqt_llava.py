@@ -154,9 +154,9 @@ class MQTLlavaGenerationMixin:
                 already; it is not changed and can be used again at another number of tokens.
             num_visual_tokens (`int`, `list[int]`, `"auto"` or [`AdaptiveBudget`], *optional*):
                 Visual tokens of all images, or one number per image; or as many as each prompt needs, by the budget
-                that is passed or, for `"auto"`, by the `adaptive_budget` of the model's `generation_config`. Without
-                it, the `num_visual_tokens` of the `generation_config` that is passed holds, then that of the model's,
-                then the prompt's own number.
+                that is passed or, for `"auto"`, by the `adaptive_budget` of the generation config. Without it, the
+                `num_visual_tokens` of the `generation_config` that is passed holds, then that of the model's, then
+                the prompt's own number.
 
         Raises:
             TypeError, ValueError: `num_visual_tokens` is no integer in 1..M, or not one per image.
@@ -166,11 +166,13 @@ class MQTLlavaGenerationMixin:
         # An assistant model gets a copy of the main model's configuration, and a prompt that is re-sized already.
         if generation_config is not None and generation_config.is_assistant:
             return super().generate(inputs, generation_config, *args, **kwargs)
+        calibrated = None
         for config in (generation_config, self.generation_config):
-            if num_visual_tokens is None and config is not None:
+            if num_visual_tokens is None:
                 num_visual_tokens = getattr(config, "num_visual_tokens", None)
+            calibrated = calibrated or getattr(config, "adaptive_budget", None)
 
-        num_visual_tokens = read_budget(num_visual_tokens, getattr(self.generation_config, "adaptive_budget", None))
+        num_visual_tokens = read_budget(num_visual_tokens, calibrated)
         if isinstance(num_visual_tokens, AdaptiveBudget):
             return self._generate_adaptively(inputs, generation_config, args, num_visual_tokens, kwargs)
 
@@ -218,9 +220,15 @@ class MQTLlavaGenerationMixin:
         mask = torch.ones_like(prompt) if mask is None else mask
         placeholders = self.model.get_placeholder_mask(prompt, None)
         given = kwargs.pop("visual_token_counts", None)
+        if not num_images and placeholders.any():
+            raise ValueError(
+                "`num_visual_tokens` is adaptive, but the images of the prompt are missing: pass `pixel_values` or "
+                "`mm_encoder_outputs`."
+            )
         counts = visual_tokens_per_image(placeholders, num_images, self.config.max_visual_tokens, given)
-        rows = images_per_row(placeholders, counts)
-        prompts = split_prompts(prompt, placeholders, mask, rows, images)
+        shortest = {}
+        ids = self._resize_prompt(prompt, placeholders, mask, counts, [1] * num_images, shortest)
+        prompts = split_prompts(ids, shortest["attention_mask"], self.config.image_token_id, images)
 
         config, _ = self._prepare_generation_config(generation_config, **kwargs)
         eos_token_ids = [] if config.eos_token_id is None else config.eos_token_id
@@ -231,21 +239,21 @@ class MQTLlavaGenerationMixin:
         climb(self, prompts, levels, budget, eos_token_ids, reuse)
 
         new_counts = [entry.level for entry in prompts for _ in entry.images]
+        fitted = self._resize_prompt(prompt, placeholders, mask, counts, new_counts, kwargs)
+        rows = images_per_row(self.model.get_placeholder_mask(fitted, None), new_counts)
         if reuse:
-            kwargs["attention_mask"] = mask
-            fitted = self._resize_prompt(prompt, placeholders, mask, counts, new_counts, kwargs)
             cache = merge_states(self, prompts)
             cache.batch_repeat_interleave(max(config.num_beams or 1, config.num_return_sequences or 1))
-            outputs = super().generate(fitted, generation_config, *args, past_key_values=cache, **kwargs)
-            rows = images_per_row(self.model.get_placeholder_mask(fitted, None), new_counts)
-            outputs = finish_outputs(outputs, prompt, fitted, rows, cache)
+            kwargs["past_key_values"] = cache
+            if config.cache_implementation is not None:
+                kwargs["cache_implementation"] = None  # not both
         else:
+            for entry in prompts:
+                entry.num_processed += entry.level * len(entry.images)
             if num_images:
-                kwargs["mm_encoder_outputs"] = {"image": image_outputs}
-                kwargs["visual_token_counts"] = torch.tensor(counts)
-            outputs = self.generate(
-                prompt, generation_config, *args, num_visual_tokens=new_counts, attention_mask=mask, **kwargs
-            )
+                kwargs["mm_encoder_outputs"] = {"image": cut_visual_tokens(image_outputs, new_counts)}
+        outputs = super().generate(fitted, generation_config, *args, **kwargs)
+        outputs = finish_outputs(outputs, prompt, fitted, rows, cache)
         if not isinstance(outputs, torch.Tensor):
             device = outputs.sequences.device
             confidence = torch.full((len(prompts), len(levels)), float("nan"), device=device)

@@ -96,7 +96,7 @@ def resize_prompt(
         for old, new in zip(old_counts, new_counts)
         for position in range(old)
     ]
-    repeats[placeholder_mask] = torch.tensor(run, device=repeats.device)
+    repeats[placeholder_mask] = torch.tensor(run, dtype=torch.long, device=repeats.device)
 
     lengths = repeats.sum(-1)
     length = int(lengths.max())
