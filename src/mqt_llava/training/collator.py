@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from ..processing_mqt_llava import MQTLlavaProcessor
 from .budgets import BudgetSampler
-from .records import Record, read_record
+from .records import read_record
 from .tally import Tally
 
 
@@ -101,7 +101,7 @@ class BudgetCollator:
         records = [read_record(row) for row in rows]
         budgets = self.draw_budgets([record.id for record in records])
         batch = self.processor.apply_chat_template(
-            [_with_images(record) for record in records],
+            [record.messages_with_images() for record in records],
             chat_template=self.chat_template,
             tokenize=True,
             return_dict=True,
@@ -191,18 +191,3 @@ class EpochCallback(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.epoch.fill_(int(state.epoch or 0))
-
-
-def _with_images(record: Record) -> list[dict]:
-    """A record's messages with the images in their blocks."""
-    images = iter(record.images)
-    return [
-        {
-            "role": message["role"],
-            "content": [
-                {"type": "image", "image": next(images)} if block["type"] == "image" else block
-                for block in message["content"]
-            ],
-        }
-        for message in record.messages
-    ]

@@ -35,6 +35,20 @@ class Record:
     messages: list[dict]
     images: list[Any]
 
+    def messages_with_images(self) -> list[dict]:
+        """The messages with the images in their blocks, as chat templates take them."""
+        images = iter(self.images)
+        return [
+            {
+                "role": message["role"],
+                "content": [
+                    {"type": "image", "image": next(images)} if block["type"] == "image" else block
+                    for block in message["content"]
+                ],
+            }
+            for message in self.messages
+        ]
+
 
 def read_record(row: dict, image_folder: Path | None = None) -> Record:
     """

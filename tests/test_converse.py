@@ -1,0 +1,69 @@
+"""examples/converse.py against fresh runs on the whole conversation."""
+
+import importlib.util
+
+import pytest
+import torch
+from helpers import REPOSITORY
+from PIL import Image
+from transformers import AutoProcessor
+
+from mqt_llava import MQTLlavaForConditionalGeneration
+
+
+CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
+TURNS = ["Is there any footwear?", "What is there most of?", "What is in the top left?", "List the items in column 1."]
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("converse", REPOSITORY / "examples" / "converse.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def checkpoint():
+    model = MQTLlavaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+    return model, AutoProcessor.from_pretrained(CHECKPOINT)
+
+
+@pytest.mark.parametrize("budgets", [(4, 4, 4, 4), (1, 2, 8, 16), (1, 1, 16, 16), (3, 16, 16, 16)])
+@pytest.mark.parametrize("picture", ["mosaic_0.png", "mosaic_2.png"])
+def test_answers_are_those_of_a_fresh_run(example, checkpoint, budgets, picture):
+    model, processor = checkpoint
+    image = Image.open(REPOSITORY / "examples" / "images" / picture)
+    conversation = example.Conversation(model, processor, image, budgets[0])
+    encoded, processed = [], []
+    model.model.vision_tower.register_forward_hook(lambda *_: encoded.append(1))
+    lengths = lambda module, args, kwargs: processed.append(kwargs["inputs_embeds"].shape[1])  # noqa: E731
+    hook = model.model.language_model.register_forward_pre_hook(lengths, with_kwargs=True)
+    for question, budget in zip(TURNS, budgets):
+        answer = conversation.ask(question, budget)
+        assert len(encoded) == 1
+        hook.remove()
+        inputs = processor.apply_chat_template(
+            conversation.messages[:-1],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"num_visual_tokens": budget},
+        )
+        fresh = model.generate(**inputs, max_new_tokens=80, do_sample=False)
+        encoded.pop()
+        assert answer == processor.decode(fresh[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        hook = model.model.language_model.register_forward_pre_hook(lengths, with_kwargs=True)
+    if len(set(budgets)) == 1:
+        # The prompt is read once, and each answer: no token twice but the one that a turn goes on from.
+        assert sum(processed) <= conversation.cache.get_seq_length() + 2 * len(TURNS)
+
+
+def test_the_image_cannot_get_fewer_tokens(example, checkpoint):
+    conversation = example.Conversation(
+        *checkpoint, Image.open(REPOSITORY / "examples" / "images" / "mosaic_0.png"), 4
+    )
+    conversation.ask(TURNS[0])
+    with pytest.raises(ValueError, match="`num_visual_tokens` is 2, but the image has 4 already"):
+        conversation.ask(TURNS[1], 2)
