@@ -7,6 +7,7 @@ from itertools import accumulate
 
 import torch
 from transformers import Cache, GenerationConfig
+from transformers.generation import GenerationMode
 from transformers.utils import ModelOutput
 
 from .adaptive_mqt_llava import AdaptiveBudget, read_budget
@@ -233,9 +234,11 @@ class MQTLlavaGenerationMixin:
         config, _ = self._prepare_generation_config(generation_config, **kwargs)
         eos_token_ids = [] if config.eos_token_id is None else config.eos_token_id
         eos_token_ids = torch.tensor(eos_token_ids, device=prompt.device).flatten()
-        # A cache of another kind, that of a second model or one of the caller's is filled from the start.
+        # A cache of another kind or one of the caller's is filled from the start, and so is any where tokens are
+        # guessed ahead, by an assistant model or from the prompt.
         is_plain = config.use_cache and config.cache_implementation in (None, "dynamic") and cache is None
-        reuse = is_plain and kwargs.get("assistant_model") is None and can_reuse(self, prompts)
+        is_assisted = config.get_generation_mode(kwargs.get("assistant_model")) == GenerationMode.ASSISTED_GENERATION
+        reuse = is_plain and not is_assisted and can_reuse(self, prompts)
         climb(self, prompts, levels, budget, eos_token_ids, reuse)
 
         new_counts = [entry.level for entry in prompts for _ in entry.images]
