@@ -21,7 +21,7 @@ MODES = [
     {}, SAMPLE, {**SAMPLE, "num_return_sequences": 3}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2},
     PROCESSORS, {**PROCESSORS, "num_beams": 2}, {"use_cache": False}, {"cache_implementation": "dynamic"},
 ]  # fmt: skip
-if Version(transformers.__version__) >= Version("5.20"):  # before, it drops the images of a chunked prompt of any model
+if Version(transformers.__version__) >= Version("5.20"):  # before, images of a chunked prompt are dropped
     MODES.append({"prefill_chunk_size": 4})
 
 

@@ -131,13 +131,15 @@ def test_comparison_is_reported(tmp_path, capsys):
 def test_readme_snippets_run_when_pasted(monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
-    usage, pipe, encode_once = blocks[:3]
+    usage, pipe, encode_once, adaptive = blocks[:4]
     namespace = {}
-    for block in (usage, pipe, encode_once):
+    for block in (usage, pipe, encode_once, adaptive):
         exec(block, namespace)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["1", "4", "16"]
     assert lines[3].strip() == lines[1].removeprefix("4").strip()  # the pipeline's answer at m = 4
+    level = namespace["output"].visual_token_level.item()
+    assert level in (1, 4, 16) and lines[4].startswith(f"tensor([{level}]")
 
 
 def test_missing_dataset_says_what_to_install(tmp_path):

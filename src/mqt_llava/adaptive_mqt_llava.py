@@ -3,8 +3,6 @@
 
 from dataclasses import asdict, dataclass
 
-from .configuration_mqt_llava import check_num_visual_tokens
-
 
 @dataclass
 class AdaptiveBudget:
@@ -36,8 +34,8 @@ class AdaptiveBudget:
 
     def __post_init__(self):
         if self.levels is not None:
-            self.levels = list(self.levels)
             check_levels(self.levels)
+            self.levels = list(self.levels)
         for name in ("confidence", "margin"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
@@ -53,14 +51,16 @@ class AdaptiveBudget:
         """The levels, checked against M."""
         if self.levels is None:
             return sorted({max(1, max_visual_tokens // 16), max(1, max_visual_tokens // 4), max_visual_tokens})
-        return check_num_visual_tokens(self.levels, max_visual_tokens, len(self.levels), name="levels")
+        if self.levels[-1] > max_visual_tokens:
+            raise ValueError(f"`levels` is {self.levels}, but must be in 1..{max_visual_tokens}, the model's range.")
+        return self.levels
 
 
 def check_levels(levels: list[int]) -> None:
+    if not isinstance(levels, (list, tuple)) or any(type(level) is not int for level in levels):
+        raise TypeError(f"`levels` is {levels!r}, but must be a list of integers.")
     if not levels:
         raise ValueError("`levels` is empty, but must hold at least one number of visual tokens.")
-    if any(type(level) is not int for level in levels):
-        raise TypeError(f"`levels` is {levels}, but must hold integers.")
     if levels[0] < 1 or any(low >= high for low, high in zip(levels, levels[1:])):
         raise ValueError(f"`levels` is {levels}, but must be positive and ascend.")
 

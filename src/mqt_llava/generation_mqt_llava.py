@@ -148,6 +148,14 @@ class MQTLlavaGenerationMixin:
         passed, so `output[:, input_ids.shape[1]:]` are the new tokens; `past_key_values`, attentions, hidden states,
         `max_length` and streamers refer to the re-sized prompt.
 
+        With an adaptive budget, what comes out is what the level that was chosen gives. Going up a level goes on from
+        the decoder's cache, so the first step's hidden states and attentions are those of the prompt's last token
+        alone. With sliding windows, recurrent layers, rotary frequencies that follow the length, static, quantized or
+        offloaded caches or one that is passed, assisted decoding, or an image that ends its prompt, each level is
+        computed from the start instead. A dict then also has `visual_token_level` (long `(batch,)`, 0 without an
+        image), `visual_token_confidence` (float `(batch, levels)`, NaN where a level was not probed) and
+        `visual_tokens_processed` (long `(batch,)`, by the decoder, at all levels).
+
         Args:
             inputs, generation_config, *args, **kwargs:
                 As in [`~GenerationMixin.generate`], with the processor's output among them. Instead of `pixel_values`,
@@ -162,7 +170,8 @@ class MQTLlavaGenerationMixin:
         Raises:
             TypeError, ValueError: `num_visual_tokens` is no integer in 1..M, or not one per image.
             ValueError: The prompt cannot be re-sized: it is given as `inputs_embeds`, its images are missing, or
-                `past_key_values` holds the images at another number of visual tokens.
+                `past_key_values` holds the images at another number of visual tokens, or anything where the budget is
+                adaptive.
         """
         # An assistant model gets a copy of the main model's configuration, and a prompt that is re-sized already.
         if generation_config is not None and generation_config.is_assistant:
@@ -190,14 +199,7 @@ class MQTLlavaGenerationMixin:
 
     @torch.no_grad()
     def _generate_adaptively(self, inputs, generation_config, args: tuple, budget: AdaptiveBudget, kwargs: dict):
-        """
-        `generate` at the level of visual tokens that each prompt needs.
-
-        Returns:
-            What [`generate`] gives at those levels; as a dict, with `visual_token_level` `(batch,)` (0 without an
-            image), `visual_token_confidence` `(batch, levels)` (NaN where a level was not probed) and
-            `visual_tokens_processed` `(batch,)`.
-        """
+        """`generate` at the level of visual tokens that each prompt needs."""
         prompt = inputs if inputs is not None else kwargs.pop("input_ids", None)
         levels = budget.levels_for(self.config.max_visual_tokens)
         cache = kwargs.get("past_key_values")
