@@ -173,12 +173,18 @@ class TestWhatIsReturned:
         assert levels_of(tiny_model, inputs, AdaptiveBudget([1, 16], confidence=0.0)) == {1}
 
     def test_tokens_after_the_end_of_an_answer_do_not_count(self, tiny_model):
-        inputs = random_inputs([16])
-        first = generate(tiny_model, inputs, 1).sequences[0, -NEW].item()
-        confidence = generate(tiny_model, inputs, AdaptiveBudget([1, 16], **CLIMB)).visual_token_confidence[0, 0]
-        budget = AdaptiveBudget([1, 16], num_probed_tokens=4, **CLIMB)
-        ended = generate(tiny_model, inputs, budget, eos_token_id=first).visual_token_confidence[0, 0]
-        assert ended == confidence > generate(tiny_model, inputs, budget).visual_token_confidence[0, 0]
+        """Not even while the other answers of the batch go on."""
+        inputs, levels = random_inputs([16], [16]), [1, 16]
+        ending, going = (answer[0] for answer in new_tokens(generate(tiny_model, inputs, 1), inputs))
+        assert ending != going
+
+        def confidence(num_probed, **kwargs):
+            budget = AdaptiveBudget(levels, num_probed_tokens=num_probed, **CLIMB)
+            return generate(tiny_model, inputs, budget, **kwargs).visual_token_confidence[:, 0].tolist()
+
+        first, fourth, ended = confidence(1), confidence(4), confidence(4, eos_token_id=ending)
+        assert ended[0] == pytest.approx(first[0]) and ended[0] > 1.01 * fourth[0]
+        assert ended[1] == pytest.approx(fourth[1]) and ended[1] < first[1]
 
     def test_no_gradients(self, tiny_model, inputs, divided):
         output = generate(tiny_model, inputs, divided, output_logits=True)
