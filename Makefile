@@ -4,7 +4,7 @@ VENV = .venv
 OLDEST = .venv-oldest
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: help demo test test-oldest test-slow lint train-tiny evaluate-tiny compare-report bench-convert bench-training-step clean
+.PHONY: help demo test test-oldest test-slow lint train-tiny evaluate-tiny compare-report bench-convert bench-training-step bench-first-token clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -40,6 +40,9 @@ bench-convert: $(VENV)/.installed  ## Convert a synthetic 7B checkpoint and meas
 
 bench-training-step: $(VENV)/.installed  ## Measure a training step against LLaVA's (minutes on two cores)
 	$(VENV)/bin/python benchmarks/training_step.py --size mid
+
+bench-first-token: $(VENV)/.installed  ## Measure first tokens, image path and adaptive budgets against LLaVA's (minutes on two cores)
+	$(VENV)/bin/python benchmarks/first_token.py --size full --output benchmarks/results/first_token.json
 
 $(VENV)/.installed: requirements.txt setup.py
 	$(PYTHON) -m venv $(VENV)
