@@ -72,18 +72,6 @@ class Models:
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": self.pixels[:batch]}
         return partial(model.generate, **inputs, max_new_tokens=new_tokens, **kwargs)
 
-    def decoder_tokens(self, function: Callable) -> int:
-        """How many tokens of each prompt go through the decoder."""
-        seen = []
-
-        def note(module, args, kwargs):
-            seen.append(kwargs["inputs_embeds"].shape[1])
-
-        hook = self.mqt.model.language_model.register_forward_pre_hook(note, with_kwargs=True)
-        function()
-        hook.remove()
-        return sum(seen)
-
 
 def fastest_dtype(size: Size) -> tuple[torch.dtype, dict[str, float]]:
     """In which dtype a prompt for LLaVA passes a matrix of the decoder's MLP faster, and the seconds of each."""
@@ -102,13 +90,20 @@ def time_call(function: Callable) -> float:
     return round(time.perf_counter() - start, 5)
 
 
-def measure(functions: dict[str, Callable], rounds: int, rng: random.Random) -> dict[str, dict]:
-    """FLOPs and seconds of each function."""
-    figures = {}
+def measure(models: Models, functions: dict[str, Callable], rounds: int, rng: random.Random) -> dict[str, dict]:
+    """FLOPs, seconds and, for each prompt, tokens through the decoder, of each function."""
+    figures, lengths = {}, []
+
+    def note_length(module, args, kwargs):
+        lengths.append(kwargs["inputs_embeds"].shape[1])
+
+    hook = models.mqt.model.language_model.register_forward_pre_hook(note_length, with_kwargs=True)
     for name, function in functions.items():
         with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
             function()
-        figures[name] = {"flops": counter.get_total_flops(), "seconds": []}
+        figures[name] = {"flops": counter.get_total_flops(), "decoder_tokens": sum(lengths), "seconds": []}
+        lengths.clear()
+    hook.remove()
     for _ in range(rounds):
         for name in rng.sample(list(functions), len(functions)):
             figures[name]["seconds"].append(time_call(functions[name]))
@@ -133,7 +128,7 @@ def first_token(models: Models, rounds: int, rng: random.Random) -> list[dict]:
         functions = {"llava": models.generate(models.llava, LLAVA_TOKENS, batch, new_tokens)}
         for m in BUDGETS:
             functions[m] = models.generate(models.mqt, m, batch, new_tokens, num_visual_tokens=m)
-        figures = measure(functions, rounds, rng)
+        figures = measure(models, functions, rounds, rng)
         for m in BUDGETS:
             row = {"batch": batch, "new_tokens": new_tokens, "m": m, **ratios(figures["llava"], figures[m])}
             row["share"] = round(row["time_ratio"] / row["flops_ratio"], 4)
@@ -148,7 +143,7 @@ def image_path(models: Models, rounds: int, rng: random.Random) -> list[dict]:
         functions = {"vision_tower": torch.no_grad()(partial(vision_tower, pixels))}
         for m in IMAGE_BUDGETS:
             functions[m] = torch.no_grad()(partial(models.mqt.get_image_features, pixels, [m] * batch))
-        figures = measure(functions, 2 * rounds, rng)
+        figures = measure(models, functions, 2 * rounds, rng)
         for m in IMAGE_BUDGETS:
             row = {"batch": batch, "m": m, **ratios(figures[m], figures["vision_tower"])}
             rows.append({**row, "image_path": figures[m], "vision_tower": figures["vision_tower"]})
@@ -164,15 +159,12 @@ def adaptive(models: Models, rounds: int, rng: random.Random) -> list[dict]:
             budget = AdaptiveBudget(levels=LEVELS, confidence=confidence)
             functions["adaptive", m] = generate(num_visual_tokens=budget)
             functions["plain", m] = generate(num_visual_tokens=m)
-        figures = measure(functions, rounds, rng)
+        figures = measure(models, functions, rounds, rng)
         for m in (LEVELS[-1], LEVELS[0]):
             row = {"batch": batch, "new_tokens": new_tokens, "ends_at": m}
             row |= ratios(figures["adaptive", m], figures["plain", m])
             row["time_over_prediction"] = round(row["time_ratio"] / row["flops_ratio"], 4)
-            for name in ("adaptive", "plain"):
-                tokens = models.decoder_tokens(functions[name, m])
-                row[name] = {"decoder_tokens": tokens, **figures[name, m]}
-            rows.append(row)
+            rows.append({**row, "adaptive": figures["adaptive", m], "plain": figures["plain", m]})
     return rows
 
 
