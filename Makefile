@@ -4,7 +4,7 @@ VENV = .venv
 OLDEST = .venv-oldest
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: help demo test test-oldest test-slow lint train-tiny evaluate-tiny compare-report bench-convert bench-training-step bench-first-token clean
+.PHONY: help demo test test-oldest test-slow lint train-tiny evaluate-tiny compare-report calibrate-tiny bench-convert bench-training-step bench-first-token clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -31,6 +31,10 @@ train-tiny: $(VENV)/.installed  ## Train the embedded checkpoint again (an hour 
 
 evaluate-tiny: $(VENV)/.installed  ## Held-out accuracy of the embedded checkpoint by question kind and budget
 	$(RUN) examples/fashion_mosaics/evaluate.py
+
+calibrate-tiny: $(VENV)/.installed  ## Calibrate the embedded checkpoint's adaptive budget and judge it on other items
+	$(RUN) examples/fashion_mosaics/adaptive.py --save --output model_cards/mqt-llava-tiny/adaptive.json \
+		--figure docs/images/adaptive.png
 
 compare-report: $(VENV)/.installed  ## Table and figure of one MQT model against QT models for each m, from logged results
 	$(RUN) examples/fashion_mosaics/compare_report.py
