@@ -36,6 +36,7 @@ class Prompt:
     confidence: list[float] = field(default_factory=list)
     num_processed: int = 0  # visual tokens
     states: list[tuple[torch.Tensor, torch.Tensor]] | None = None  # keys and values by layer, `(heads, tokens, width)`
+    unread: list[torch.Tensor] = field(default_factory=list)  # visual tokens of each image that are not in `states`
 
 
 def split_prompts(
@@ -79,13 +80,15 @@ def climb(
     budget: AdaptiveBudget,
     eos_token_ids: torch.Tensor,
     reuse: bool,
+    can_leave_rest: bool,
 ) -> None:
     """
     Takes each prompt up the levels until the model is confident or the highest is reached, and notes in it where.
 
-    With `reuse`, its `states` become what the decoder has computed of it, all but the last token. The cache is laid
-    out as `[pad][before, first image][new tokens of it]...[pad][after]`: what stands behind the image has one width,
-    so that going up is one crop for all rows, and rows that stop are set aside.
+    With `reuse`, its `states` become what the decoder has computed of it, all but the last token (or but what the
+    highest level adds). The cache is laid out as `[pad][before, first image][new tokens of it]...[pad][after]`: what
+    stands behind the image has one width, so that going up is one crop for all rows, and rows that stop are set
+    aside.
 
     Args:
         model: An MQTLlavaForConditionalGeneration.
@@ -94,6 +97,7 @@ def climb(
         budget: When to stop.
         eos_token_ids: Tokens that end an answer, `(n,)`.
         reuse: Whether a level continues the cache of the one below, or processes the whole prompt.
+        can_leave_rest: Whether `generate` can read what a single prompt's highest level adds.
     """
     active, cache, mask = prompts if reuse else [prompt for prompt in prompts if prompt.images], None, None
     for seen, level in zip([0, *levels], levels):
@@ -113,6 +117,10 @@ def climb(
             images = [tokens[0 if number else seen : level] for number, tokens in enumerate(prompt.images)]
             prompt.num_processed += sum(map(len, images))
             features += images
+        if is_highest and seen and len(prompts) == 1 and can_leave_rest:
+            # `generate` reads the rest: one pass less over the decoder's weights.
+            prompts[0].states, prompts[0].unread = take_states(cache, 0, mask[0].bool()), features
+            return
         if is_highest:  # `generate` begins with the last token
             chunk, chunk_mask = chunk[:, :-1], chunk_mask[:, :-1]
         mask = torch.cat([mask, chunk_mask], dim=1)

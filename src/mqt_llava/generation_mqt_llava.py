@@ -8,6 +8,7 @@ from itertools import accumulate
 import torch
 from transformers import Cache, GenerationConfig
 from transformers.generation import GenerationMode
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from .adaptive_mqt_llava import AdaptiveBudget, read_budget
@@ -149,12 +150,12 @@ class MQTLlavaGenerationMixin:
         `max_length` and streamers refer to the re-sized prompt.
 
         With an adaptive budget, what comes out is what the level that was chosen gives. Going up a level goes on from
-        the decoder's cache, so the first step's hidden states and attentions are those of the prompt's last token
-        alone. With sliding windows, recurrent layers, rotary frequencies that follow the length, static, quantized or
-        offloaded caches or one that is passed, assisted decoding, or an image that ends its prompt, each level is
-        computed from the start instead. A dict then also has `visual_token_level` (long `(batch,)`, 0 without an
-        image), `visual_token_confidence` (float `(batch, levels)`, NaN where a level was not probed) and
-        `visual_tokens_processed` (long `(batch,)`, by the decoder, at all levels).
+        the decoder's cache, so the first step's hidden states and attentions are those of what was left to read: the
+        prompt's last token or more. With sliding windows, recurrent layers, rotary frequencies that follow the length,
+        static, quantized or offloaded caches or one that is passed, assisted decoding, or an image that ends its
+        prompt, each level is computed from the start instead. A dict then also has `visual_token_level` (long
+        `(batch,)`, 0 without an image), `visual_token_confidence` (float `(batch, levels)`, NaN where a level was not
+        probed) and `visual_tokens_processed` (long `(batch,)`, by the decoder, at all levels).
 
         Args:
             inputs, generation_config, *args, **kwargs:
@@ -241,15 +242,18 @@ class MQTLlavaGenerationMixin:
         is_plain = config.use_cache and config.cache_implementation in (None, "dynamic") and cache is None
         is_assisted = config.get_generation_mode(kwargs.get("assistant_model")) == GenerationMode.ASSISTED_GENERATION
         reuse = is_plain and not is_assisted and can_reuse(self, prompts)
-        climb(self, prompts, levels, budget, eos_token_ids, reuse)
+        num_copies = max(config.num_beams or 1, config.num_return_sequences or 1)
+        climb(self, prompts, levels, budget, eos_token_ids, reuse, can_leave_rest=num_copies == 1)
 
         new_counts = [entry.level for entry in prompts for _ in entry.images]
         fitted = self._resize_prompt(prompt, placeholders, mask, counts, new_counts, kwargs)
         rows = images_per_row(self.model.get_placeholder_mask(fitted, None), new_counts)
         if reuse:
             cache = merge_states(self, prompts)
-            cache.batch_repeat_interleave(max(config.num_beams or 1, config.num_return_sequences or 1))
+            cache.batch_repeat_interleave(num_copies)
             kwargs["past_key_values"] = cache
+            if unread := [tokens for entry in prompts for tokens in entry.unread]:
+                kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=unread)}
             if config.cache_implementation is not None:
                 kwargs["cache_implementation"] = None  # not both
         else:
