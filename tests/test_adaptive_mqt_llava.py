@@ -328,7 +328,7 @@ class TestRefused:
             generate(tiny_model, inputs, "auto")
 
     def test_other_words_and_unknown_keys(self, tiny_model, inputs):
-        with pytest.raises(ValueError, match="`num_visual_tokens` is 'Auto', but the only word for it is 'auto'"):
+        with pytest.raises(TypeError, match="`num_visual_tokens` is 'Auto', but must be an integer in 1..16"):
             generate(tiny_model, inputs, "Auto")
         with pytest.raises(TypeError, match="threshold"):
             generate(tiny_model, inputs, {"threshold": 0.9})

@@ -71,12 +71,7 @@ def read_budget(value, calibrated: dict | None):
 
     Args:
         calibrated: The `adaptive_budget` of a generation config, which "auto" stands for.
-
-    Raises:
-        ValueError: Another word than "auto".
     """
-    if isinstance(value, str):
-        if value != "auto":
-            raise ValueError(f"`num_visual_tokens` is {value!r}, but the only word for it is 'auto'.")
+    if isinstance(value, str) and value == "auto":
         value = calibrated or {}
     return AdaptiveBudget(**value) if isinstance(value, dict) else value
