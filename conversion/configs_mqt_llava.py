@@ -9,7 +9,7 @@ from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaI
 
 from mqt_llava import MQTLlavaConfig, MQTLlavaProcessor
 from mqt_llava.configuration_mqt_llava import check_num_visual_tokens
-from mqt_llava.processing_mqt_llava import V1_CHAT_TEMPLATE
+from mqt_llava.processing_compressed_llava import V1_CHAT_TEMPLATE
 
 
 # Always 16 in the released code.

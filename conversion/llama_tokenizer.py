@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, normalizers
 from transformers import AddedToken, LlamaTokenizer
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from mqt_llava.processing_mqt_llava import IMAGE_TOKEN
+from mqt_llava.processing_compressed_llava import IMAGE_TOKEN
 
 
 def convert_llama_tokenizer(folder: Path) -> TokenizersBackend:

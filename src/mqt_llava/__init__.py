@@ -1,5 +1,5 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
-"""MQT-LLaVA for transformers: importing this package registers the model with the auto classes."""
+"""MQT-LLaVA and QueCC-LLaVA for transformers: importing this package registers both with the auto classes."""
 
 from importlib.metadata import version
 
@@ -7,14 +7,21 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 
 from .adaptive_mqt_llava import AdaptiveBudget
 from .configuration_mqt_llava import MQTLlavaConfig
+from .configuration_quecc_llava import QueCCLlavaConfig
 from .modeling_mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaModel, MQTLlavaPreTrainedModel
+from .modeling_quecc_llava import QueCCLlavaForConditionalGeneration, QueCCLlavaModel, QueCCLlavaPreTrainedModel
 from .processing_mqt_llava import MQTLlavaProcessor
+from .processing_quecc_llava import QueCCLlavaProcessor
 
 
-AutoConfig.register("mqt_llava", MQTLlavaConfig)
-AutoModel.register(MQTLlavaConfig, MQTLlavaModel)
-AutoModelForImageTextToText.register(MQTLlavaConfig, MQTLlavaForConditionalGeneration)
-AutoProcessor.register(MQTLlavaConfig, MQTLlavaProcessor)
+for config, model, model_with_head, processor in (
+    (MQTLlavaConfig, MQTLlavaModel, MQTLlavaForConditionalGeneration, MQTLlavaProcessor),
+    (QueCCLlavaConfig, QueCCLlavaModel, QueCCLlavaForConditionalGeneration, QueCCLlavaProcessor),
+):
+    AutoConfig.register(config.model_type, config)
+    AutoModel.register(config, model)
+    AutoModelForImageTextToText.register(config, model_with_head)
+    AutoProcessor.register(config, processor)
 
 __version__ = version("mqt_llava")
 
@@ -25,4 +32,9 @@ __all__ = [
     "MQTLlavaModel",
     "MQTLlavaPreTrainedModel",
     "MQTLlavaProcessor",
+    "QueCCLlavaConfig",
+    "QueCCLlavaForConditionalGeneration",
+    "QueCCLlavaModel",
+    "QueCCLlavaPreTrainedModel",
+    "QueCCLlavaProcessor",
 ]

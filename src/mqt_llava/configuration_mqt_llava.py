@@ -3,14 +3,15 @@
 
 import math
 import operator
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 from transformers.utils import is_numpy_array
 
+from .configuration_compressed_llava import CompressedLlavaConfig
 
-class MQTLlavaConfig(PreTrainedConfig):
+
+class MQTLlavaConfig(CompressedLlavaConfig):
     r"""
     Configuration of an [`MQTLlavaForConditionalGeneration`]. Without arguments it describes MQT-LLaVA-1.5-7B: CLIP
     ViT-L/14 at 336 pixels, 256 query tokens, Vicuna-7B.
@@ -49,69 +50,17 @@ class MQTLlavaConfig(PreTrainedConfig):
     ```"""
 
     model_type = "mqt_llava"
-    attribute_map = {"image_token_index": "image_token_id"}  # as LLaVA's config calls it, and tools that read it
-    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
+    remote_classes = {
+        "AutoConfig": "configuration_mqt_llava.MQTLlavaConfig",
+        "AutoModel": "modeling_mqt_llava.MQTLlavaModel",
+        "AutoModelForImageTextToText": "modeling_mqt_llava.MQTLlavaForConditionalGeneration",
+    }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    image_token_id: int = 32000
     max_visual_tokens: int = 256
-    resampler_num_attention_heads: int = 16
-    vision_feature_layer: int = -2
-    vision_feature_select_strategy: Literal["default", "full"] = "default"
-    tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        for name in ("vision_config", "text_config"):
-            if not isinstance(getattr(self, name), (dict, PreTrainedConfig, type(None))):
-                raise TypeError(f"`{name}` is {getattr(self, name)!r}, but must be a configuration or a dict.")
-        for name in ("image_token_id", "resampler_num_attention_heads", "vision_feature_layer"):
-            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
-                raise TypeError(f"`{name}` is {getattr(self, name)!r}, but must be an integer.")
-        if self.vision_config is None:
-            self.vision_config = CLIPVisionConfig(
-                hidden_size=1024,
-                intermediate_size=4096,
-                num_hidden_layers=24,
-                num_attention_heads=16,
-                image_size=336,
-                patch_size=14,
-                projection_dim=768,
-            )
-        elif isinstance(self.vision_config, dict):
-            self.vision_config = AutoConfig.for_model(**{"model_type": "clip_vision_model", **self.vision_config})
-        if self.text_config is None:
-            self.text_config = LlamaConfig(vocab_size=32001)  # Vicuna's vocabulary and a row for `<image>`
-        elif isinstance(self.text_config, dict):
-            self.text_config = AutoConfig.for_model(**{"model_type": "llama", **self.text_config})
-        if self.text_config.tie_word_embeddings:
-            self.tie_word_embeddings = True
-
         check_max_visual_tokens(self.max_visual_tokens)
-        if self.vision_feature_select_strategy not in ("default", "full"):
-            raise ValueError(
-                f"`vision_feature_select_strategy` is {self.vision_feature_select_strategy!r}, "
-                "but only 'default' and 'full' exist."
-            )
         super().__post_init__(**kwargs)
-
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if not config_dict:
-            # Or else the defaults would be built: a model of 7B, with random weights.
-            raise OSError(f"{pretrained_model_name_or_path} has no config.json, so it is no checkpoint of MQT-LLaVA.")
-        return config_dict, kwargs
-
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
-        # transformers names only the class that is being saved. A folder must open through each auto class, for the
-        # pipeline asks one of them, `AutoModel` users another, and serving engines a third.
-        self.auto_map = {
-            "AutoConfig": "configuration_mqt_llava.MQTLlavaConfig",
-            "AutoModel": "modeling_mqt_llava.MQTLlavaModel",
-            "AutoModelForImageTextToText": "modeling_mqt_llava.MQTLlavaForConditionalGeneration",
-        }
-        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 
 def check_max_visual_tokens(value: Any) -> None:

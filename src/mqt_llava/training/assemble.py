@@ -3,7 +3,8 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, LlavaImageProcessorPil
 
 from ..modeling_mqt_llava import MQTLlavaForConditionalGeneration
-from ..processing_mqt_llava import IMAGE_TOKEN, MQTLlavaProcessor
+from ..processing_compressed_llava import IMAGE_TOKEN
+from ..processing_mqt_llava import MQTLlavaProcessor
 from .arguments import DataArguments, ModelArguments
 from .checkpoints import load_trained_parts
 from .dataset import ConversationDataset

@@ -1,0 +1,90 @@
+# Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of a LLaVA that has a compressor between vision tower and decoder: what all of them share."""
+
+from typing import Literal
+
+from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
+
+
+class CompressedLlavaConfig(PreTrainedConfig):
+    """
+    A vision tower, a decoder and how the one is read by the other.
+
+    Subclasses say which compressor stands between them, and in `used_vision_layers` which layers it reads.
+
+    Raises:
+        TypeError: A part is no configuration, or a number no integer.
+        ValueError: `vision_feature_select_strategy` is unknown.
+    """
+
+    attribute_map = {"image_token_index": "image_token_id"}  # as LLaVA's config calls it, and tools that read it
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
+    # What a saved folder is opened with under `trust_remote_code`, by auto class.
+    remote_classes = {}
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    image_token_id: int = 32000
+    resampler_num_attention_heads: int = 16
+    vision_feature_layer: int = -2
+    vision_feature_select_strategy: Literal["default", "full"] = "default"
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        for name in ("vision_config", "text_config"):
+            if not isinstance(getattr(self, name), (dict, PreTrainedConfig, type(None))):
+                raise TypeError(f"`{name}` is {getattr(self, name)!r}, but must be a configuration or a dict.")
+        for name in ("image_token_id", "resampler_num_attention_heads", "vision_feature_layer"):
+            check_integer(getattr(self, name), name)
+        if self.vision_config is None:
+            self.vision_config = CLIPVisionConfig(
+                hidden_size=1024,
+                intermediate_size=4096,
+                num_hidden_layers=24,
+                num_attention_heads=16,
+                image_size=336,
+                patch_size=14,
+                projection_dim=768,
+            )
+        elif isinstance(self.vision_config, dict):
+            self.vision_config = AutoConfig.for_model(**{"model_type": "clip_vision_model", **self.vision_config})
+        if self.text_config is None:
+            self.text_config = LlamaConfig(vocab_size=32001)  # Vicuna's vocabulary and a row for `<image>`
+        elif isinstance(self.text_config, dict):
+            self.text_config = AutoConfig.for_model(**{"model_type": "llama", **self.text_config})
+        if self.text_config.tie_word_embeddings:
+            self.tie_word_embeddings = True
+        if self.vision_feature_select_strategy not in ("default", "full"):
+            raise ValueError(
+                f"`vision_feature_select_strategy` is {self.vision_feature_select_strategy!r}, "
+                "but only 'default' and 'full' exist."
+            )
+        super().__post_init__(**kwargs)
+
+    @property
+    def used_vision_layers(self) -> list[int]:
+        """The layers of the vision tower that are read, counted as in `vision_feature_layer`."""
+        return [self.vision_feature_layer]
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not config_dict:
+            # Or else the defaults would be built: a model of 7B, with random weights.
+            raise OSError(f"{pretrained_model_name_or_path} has no config.json, so it is no checkpoint.")
+        return config_dict, kwargs
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        # transformers names only the class that is being saved. A folder must open through each auto class, for the
+        # pipeline asks one of them, `AutoModel` users another, and serving engines a third.
+        self.auto_map = dict(self.remote_classes)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+def check_integer(value, name: str) -> None:
+    """
+    Raises:
+        TypeError: It is none, or a boolean.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}` is {value!r}, but must be an integer.")

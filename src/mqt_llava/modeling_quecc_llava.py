@@ -1,0 +1,235 @@
+# Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
+"""
+QueCC-LLaVA: a vision tower, a compressor that knows the question, and a decoder.
+
+The contract: an image is encoded for one question, and into a number of visual tokens that the model is built for. The
+decoder reads the question twice: alone, without gradients, for the compressor, and behind the visual tokens.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, torch_compilable_check
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_quecc_llava import QueCCLlavaConfig
+from .generation_mqt_llava import encoded_images
+from .modeling_compressed_llava import (
+    CompressedLlavaCausalLMOutputWithPast,
+    CompressedLlavaForConditionalGeneration,
+    CompressedLlavaModel,
+    CompressedLlavaModelOutputWithPast,
+    CompressedLlavaPreTrainedModel,
+)
+from .resampler_quecc_llava import QueCCLlavaResampler
+
+
+class QueCCLlavaPreTrainedModel(CompressedLlavaPreTrainedModel):
+    config: QueCCLlavaConfig
+    _no_split_modules = ["QueCCLlavaResampler"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, QueCCLlavaResampler):
+            # As the original, which leaves it to torch.
+            for layer in module.modules():
+                if isinstance(layer, (nn.Linear, nn.Conv2d)):
+                    bound = 1 / math.sqrt(layer.weight[0].numel())
+                    init.uniform_(layer.weight, -bound, bound)
+                    init.uniform_(layer.bias, -bound, bound)
+
+
+class QueCCLlavaModel(QueCCLlavaPreTrainedModel, CompressedLlavaModel):
+    """Vision tower, question-aware compressor and decoder, without a language model head."""
+
+    resampler_class = QueCCLlavaResampler
+
+    @torch.no_grad()
+    def encode_questions(
+        self, query_input_ids: torch.LongTensor, query_attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        What the decoder makes of questions: its last hidden state at the last token of each.
+
+        Args:
+            query_input_ids, query_attention_mask: `(questions, length)`, padded on either side.
+
+        Returns:
+            `(questions, hidden_size)`.
+
+        Raises:
+            ValueError: A question has no tokens.
+        """
+        if query_attention_mask is None:
+            query_attention_mask = torch.ones_like(query_input_ids)
+        positions = query_attention_mask.cumsum(-1)
+        torch_compilable_check(
+            (positions[:, -1] > 0).all(),
+            "`query_attention_mask` masks every token of a question, but each needs one at least.",
+        )
+        states = self.language_model(
+            input_ids=query_input_ids,
+            attention_mask=query_attention_mask,
+            position_ids=(positions - 1).clamp(min=0),
+            use_cache=False,
+        ).last_hidden_state
+        last = (query_attention_mask * torch.arange(1, 1 + positions.shape[1], device=positions.device)).argmax(-1)
+        return states[torch.arange(len(states), device=states.device), last.to(states.device)]
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        query_input_ids: torch.LongTensor | None = None,
+        query_attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        """
+        Encodes images into visual tokens, each for a question.
+
+        Args:
+            pixel_values: `(images, channels, height, width)`.
+            query_input_ids, query_attention_mask: The question of each image, `(images, length)`, padded on either
+                side, from the processor.
+
+        Returns:
+            The vision tower's output; its `pooler_output` is a list with one tensor `(visual tokens, hidden_size)` per
+            image.
+
+        Raises:
+            ValueError: There is not one question for each image.
+        """
+        if query_input_ids is None or len(query_input_ids) != len(pixel_values):
+            given = "is missing" if query_input_ids is None else f"has {len(query_input_ids)} rows"
+            raise ValueError(
+                f"`query_input_ids` {given} for {len(pixel_values)} images, but must hold the question of each image: "
+                "pass what the processor returns. (A pipeline's batches lose rows where prompts show several images.)"
+            )
+        image_outputs, (patches, *context) = self.encode_patches(pixel_values, **kwargs)
+        question = self.encode_questions(query_input_ids, query_attention_mask)
+        visual_tokens = self.resampler(patches, torch.cat(context, dim=-1), question.to(patches))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=image_outputs.last_hidden_state,
+            pooler_output=list(visual_tokens),
+            hidden_states=image_outputs.hidden_states,
+            attentions=image_outputs.get("attentions"),
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        query_input_ids: torch.LongTensor | None = None,
+        query_attention_mask: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | CompressedLlavaModelOutputWithPast:
+        r"""
+        query_input_ids, query_attention_mask (`torch.LongTensor` of shape `(num_images, query_length)`, *optional*):
+            The question that each image is encoded for, from the processor. Needed along with `pixel_values`.
+        mm_encoder_outputs (`dict`, *optional*):
+            `{"image": output of get_image_features}` in place of `pixel_values`: images that are already encoded.
+        """
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        image_outputs = encoded_images(mm_encoder_outputs)
+        if pixel_values is not None and image_outputs is not None:
+            raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
+
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None:
+            image_outputs = self.get_image_features(
+                pixel_values, query_input_ids, query_attention_mask, return_dict=True
+            )
+        return self.run_decoder(
+            inputs_embeds,
+            None if image_outputs is None else self.get_placeholder_mask(input_ids, inputs_embeds),
+            image_outputs,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+
+
+class QueCCLlavaForConditionalGeneration(QueCCLlavaPreTrainedModel, CompressedLlavaForConditionalGeneration):
+    """QueCC-LLaVA with its language model head: answers questions about images that were encoded for them."""
+
+    model_class = QueCCLlavaModel
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        query_input_ids: torch.LongTensor | None = None,
+        query_attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        """See [`QueCCLlavaModel.get_image_features`]."""
+        return self.model.get_image_features(pixel_values, query_input_ids, query_attention_mask, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        query_input_ids: torch.LongTensor | None = None,
+        query_attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | CompressedLlavaCausalLMOutputWithPast:
+        r"""
+        query_input_ids, query_attention_mask (`torch.LongTensor` of shape `(num_images, query_length)`, *optional*):
+            The question that each image is encoded for, from the processor. Needed along with `pixel_values`.
+        mm_encoder_outputs (`dict`, *optional*):
+            `{"image": output of get_image_features}` in place of `pixel_values`: images that are already encoded.
+
+        ```python
+        >>> from PIL import Image
+        >>> from transformers import AutoProcessor
+        >>> from mqt_llava import QueCCLlavaForConditionalGeneration
+
+        >>> model = QueCCLlavaForConditionalGeneration.from_pretrained("quecc-llava-7b")
+        >>> processor = AutoProcessor.from_pretrained("quecc-llava-7b")
+
+        >>> prompt = "USER: <image>\nIs there any footwear? ASSISTANT:"
+        >>> inputs = processor(images=Image.open("mosaic.png"), text=prompt, return_tensors="pt")
+        >>> generated = model.generate(**inputs, max_new_tokens=16)
+        >>> processor.batch_decode(generated[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+        ```"""
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            query_input_ids=query_input_ids,
+            query_attention_mask=query_attention_mask,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+        return self.add_head(outputs, labels, logits_to_keep, **kwargs)
+
+
+QueCCLlavaModel.register_for_auto_class("AutoModel")
+QueCCLlavaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+
+__all__ = ["QueCCLlavaForConditionalGeneration", "QueCCLlavaModel", "QueCCLlavaPreTrainedModel"]

@@ -1,0 +1,134 @@
+# Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
+"""Processor of a LLaVA that has a compressor between vision tower and decoder: what all of them share."""
+
+import transformers
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.tokenization_utils_base import TextInput
+
+from .images_mqt_llava import flatten_images, load_rgb
+
+
+IMAGE_TOKEN = "<image>"
+
+# LLaVA's "v1" conversation. A message shows its images first, as the model was trained. A user who types `<image>`
+# gets `< image>`, also across two blocks of text, so that text is never taken for an image.
+V1_CHAT_TEMPLATE = """\
+{%- macro render(content) -%}
+{%- if content is string -%}
+{{ content | replace('<image>', '< image>') }}
+{%- else -%}
+{%- for block in content -%}
+{%- if block['type'] == 'image' -%}{{ '<image>\n' }}
+{%- elif block['type'] != 'text' -%}{{ raise_exception("A message cannot show " + block['type'] + ".") }}
+{%- endif -%}
+{%- endfor -%}
+{{ content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join | replace('<image>', '< image>') }}
+{%- endif -%}
+{%- endmacro -%}
+{%- if messages[0]['role'] != 'system' -%}
+{{ "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, \
+and polite answers to the human's questions. " }}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}
+{{ render(message['content']) + ' ' }}
+{%- elif message['role'] == 'user' -%}
+{{ 'USER: ' + render(message['content']) + ' ' }}
+{%- elif message['role'] == 'assistant' -%}
+{{ 'ASSISTANT: ' }}{% generation %}{{ render(message['content']) + eos_token }}{% endgeneration %}
+{%- else -%}
+{{ raise_exception("A message's role is " + message['role'] + ", but must be system, user or assistant.") }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
+"""
+
+
+class CompressedLlavaProcessor(ProcessorMixin):
+    """
+    Loads images, pads them to squares and tokenises prompts.
+
+    Args:
+        image_processor: Turns images into `pixel_values`; always run by its PIL backend, whose pixels are the ones
+            that the model was trained on.
+        tokenizer: A tokenizer that knows the placeholder `<image>`.
+        max_visual_tokens (`int`):
+            The most visual tokens an image can have.
+        chat_template (`str`, *optional*):
+            LLaVA's v1 template by default.
+    """
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        max_visual_tokens: int = 256,
+        chat_template: str | None = V1_CHAT_TEMPLATE,
+        **kwargs,
+    ):
+        # Checks that these are an image processor and a tokenizer.
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+        if IMAGE_TOKEN not in tokenizer.get_vocab():
+            raise ValueError(
+                f"`tokenizer` does not know {IMAGE_TOKEN}. Add it with "
+                f"`tokenizer.add_tokens({IMAGE_TOKEN!r}, special_tokens=True)`, and give the model its id."
+            )
+        if image_processor.backend != "pil":
+            # The auto class prefers torchvision wherever it is installed, but that resizes to other pixels.
+            pil_class = getattr(transformers, type(image_processor).__name__ + "Pil")
+            self.image_processor = pil_class.from_dict(image_processor.to_dict())
+        # `from_pretrained` hands its keywords to the tokenizer too, whose own would then override the processor's.
+        for name in ("num_visual_tokens", "max_visual_tokens"):
+            tokenizer.init_kwargs.pop(name, None)
+        self.max_visual_tokens = max_visual_tokens
+        self.image_token = IMAGE_TOKEN
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+
+    def prepare_inputs_layout(self, images: ImageInput | None = None, text: TextInput | None = None, **kwargs):
+        """Loads the images, into one flat list of RGB images; prompts without any are text alone."""
+        is_batch = isinstance(text, (list, tuple))
+        if text is not None and not all(isinstance(sample, str) for sample in (text if is_batch else [text])):
+            raise TypeError(f"`text` is {repr(text)[:100]}, but must be a string or a list of strings.")
+        if images is not None:
+            if is_batch and isinstance(images, (list, tuple)):
+                self._check_images_per_prompt(images, text)
+            data_format = {**kwargs.get("images_kwargs", {}), **kwargs}.get("input_data_format")
+            images = flatten_images(images)
+            images = [load_rgb(image, index, data_format) for index, image in enumerate(images)] or None
+        return super().prepare_inputs_layout(images=images, text=text, **kwargs)
+
+    def validate_inputs(self, images: ImageInput | None = None, text: list[TextInput] | None = None, **kwargs):
+        if text is not None:
+            num_tokens, num_images = [sample.count(self.image_token) for sample in text], len(images or [])
+            if sum(num_tokens) != num_images:
+                raise ValueError(
+                    f"The prompts have {sum(num_tokens)} {self.image_token} tokens, but {num_images} images were "
+                    f"passed: there must be one for each (tokens per prompt: {num_tokens})."
+                )
+        super().validate_inputs(images=images, text=text, **kwargs)
+
+    def _check_images_per_prompt(self, images: list, text: list[TextInput]) -> None:
+        if not images or not all(isinstance(row, (list, tuple)) for row in images):
+            return
+        if len(images) != len(text):
+            raise ValueError(f"`images` is a list of {len(images)} lists, but there are {len(text)} prompts.")
+        for index, (row, sample) in enumerate(zip(images, text)):
+            if sample.count(self.image_token) != len(row):
+                raise ValueError(
+                    f"text[{index}] has {sample.count(self.image_token)} {self.image_token} tokens, "
+                    f"but images[{index}] holds {len(row)} images."
+                )
+
+    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
+        """
+        The most placeholders that images can need, for engines that reserve memory ahead of requests.
+
+        Args:
+            image_sizes: `(height, width)` of each image.
+        """
+        if image_sizes is None:
+            return MultiModalData()
+        return MultiModalData(
+            num_image_tokens=[self.max_visual_tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
+        )

@@ -1,0 +1,135 @@
+# Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
+"""Processor of QueCC-LLaVA: images and text in, and beside them the question that each image is asked."""
+
+from transformers import BatchFeature
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import ProcessingKwargs
+from transformers.tokenization_utils_base import TextInput
+
+from .processing_compressed_llava import V1_CHAT_TEMPLATE, CompressedLlavaProcessor
+
+
+class QueCCLlavaProcessorKwargs(ProcessingKwargs, total=False):
+    _defaults = {}  # asked for by releases before 5.20
+
+
+class QueCCLlavaProcessor(CompressedLlavaProcessor):
+    r"""
+    Prepares images and text for a [`QueCCLlavaForConditionalGeneration`].
+
+    Beside the prompts it tokenises the question of each image: the text behind the image, from its first line break up
+    to the answer, without the white space around it. So the first question about an image holds for the whole
+    conversation, unless a call passes another as `query`.
+
+    Args:
+        image_processor: Turns images into `pixel_values`; always run by its PIL backend, whose pixels are the ones
+            that the model was trained on.
+        tokenizer: A tokenizer that knows the placeholder `<image>`.
+        max_visual_tokens (`int`, defaults to 16):
+            Visual tokens of an image, the model's `config.num_visual_tokens`. There is no choice of fewer.
+        chat_template (`str`, *optional*):
+            LLaVA's v1 template by default.
+        answer_prefix (`str`, defaults to `"ASSISTANT"`):
+            What stands between a question and its answer in the prompts of `chat_template`.
+
+    ```python
+    >>> processor = QueCCLlavaProcessor.from_pretrained("quecc-llava-7b")
+    >>> inputs = processor(images=image, text="USER: <image>\nList the items. ASSISTANT:")
+    >>> inputs.keys()
+    dict_keys(['input_ids', 'attention_mask', 'pixel_values', 'query_input_ids', 'query_attention_mask'])
+    ```"""
+
+    valid_processor_kwargs = QueCCLlavaProcessorKwargs
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        max_visual_tokens: int = 16,
+        chat_template: str | None = V1_CHAT_TEMPLATE,
+        answer_prefix: str = "ASSISTANT",
+        **kwargs,
+    ):
+        super().__init__(image_processor, tokenizer, max_visual_tokens, chat_template, **kwargs)
+        self.answer_prefix = answer_prefix
+        # Written on saving anyhow; from the start, so that a processor equals what it is saved as.
+        self.auto_map = {"AutoProcessor": "processing_quecc_llava.QueCCLlavaProcessor"}
+
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: TextInput | list[TextInput] | None = None,
+        query: str | list[str] | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        """
+        As of every processor.
+
+        Args:
+            images, text, **kwargs: As in [`ProcessorMixin`]'s call.
+            query: The question that the images are encoded for, for all or one for each, instead of those that the
+                prompts ask.
+
+        Returns:
+            What the tokenizer and the image processor return, and for images `query_input_ids` and
+            `query_attention_mask`, `(images, length)`.
+
+        Raises:
+            ValueError: An image has no question behind it, or there is not one `query` for each image.
+        """
+        inputs = super().__call__(images=images, text=text, **kwargs)
+        if "pixel_values" not in inputs or text is None:
+            return inputs
+        num_images = len(inputs["pixel_values"])
+        if query is None:
+            questions = [
+                question
+                for prompt in ([text] if isinstance(text, str) else text)
+                for question in self.questions(prompt)
+            ]
+        else:
+            questions = [query] * num_images if isinstance(query, str) else list(query)
+        if len(questions) != num_images or not all(isinstance(question, str) and question for question in questions):
+            raise ValueError(
+                f"`query` is {query!r}, but must be a question, or a list of one question for each of the "
+                f"{num_images} images."
+            )
+        return_tensors = {**kwargs.get("text_kwargs", {}), **kwargs}.get("return_tensors")
+        tokens = self.tokenizer(questions, padding=True, return_tensors=return_tensors)
+        inputs["query_input_ids"] = tokens["input_ids"]
+        inputs["query_attention_mask"] = tokens["attention_mask"]
+        return inputs
+
+    def questions(self, prompt: str) -> list[str]:
+        """
+        The question of each image in a prompt.
+
+        Raises:
+            ValueError: An image has none behind it.
+        """
+        questions = []
+        for turn in prompt.split(self.answer_prefix):
+            *images, rest = turn.split(self.image_token)
+            first_line, line_break, others = rest.partition("\n")
+            question = (others if line_break else first_line).strip()
+            if images and not question:
+                raise ValueError(
+                    f"There is no question behind {self.image_token} in {turn[-100:]!r}. Ask one, or pass `query`, "
+                    "the question to encode the image for."
+                )
+            questions += [question] * len(images)
+        return questions
+
+    def _process_images(self, images: ImageInput, **kwargs) -> tuple[BatchFeature, list[str]]:
+        kwargs.pop("input_data_format", None)  # no longer theirs: by now they are PIL images
+        processed_images = self.image_processor(images, **kwargs)
+        return processed_images, [self.image_token * self.max_visual_tokens] * len(images)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*super().model_input_names, "query_input_ids", "query_attention_mask"]
+
+
+QueCCLlavaProcessor.register_for_auto_class()
+
+__all__ = ["QueCCLlavaProcessor"]
