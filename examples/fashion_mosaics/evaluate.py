@@ -3,7 +3,8 @@ Accuracy by kind of question and number of visual tokens, on mosaics of the offi
 
     python examples/fashion_mosaics/evaluate.py --model model_cards/mqt-llava-tiny
 
-Each image is encoded once, with all its tokens; every number of tokens answers from those.
+A query transformer encodes each image once, with all its tokens, and every number of tokens answers from those. QueCC
+has one number of tokens, and encodes an image for each question.
 """
 
 import argparse
@@ -13,9 +14,9 @@ from pathlib import Path
 
 import torch
 from mosaics import DATASET_FOLDER, GRAIN, QUESTION_KINDS, draw_mosaic, load_items, to_messages
-from transformers import AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mqt_llava import MQTLlavaForConditionalGeneration
+import mqt_llava  # noqa: F401
 
 
 BATCH_SIZE = 100
@@ -28,6 +29,10 @@ def score(kind: str, answer: str, truth: str) -> float:
         return float(answer == truth)
     answers, truths = answer.split(", "), truth.split(", ")
     return sum(given == right for given, right in zip(answers, truths)) / len(truths)
+
+
+def is_elastic(model) -> bool:
+    return model.config.model_type == "mqt_llava"
 
 
 @torch.inference_mode()
@@ -48,11 +53,12 @@ def accuracies(
             processor_kwargs={"padding": True},
         )
         inputs = inputs.to(model.device)
-        encoded = model.get_image_features(inputs.pop("pixel_values"))
+        if is_elastic(model):
+            encoded = model.get_image_features(inputs.pop("pixel_values"))
+            inputs["mm_encoder_outputs"] = {"image": encoded}
         for budget in budgets:
-            generated = model.generate(
-                **inputs, mm_encoder_outputs={"image": encoded}, num_visual_tokens=budget, max_new_tokens=80
-            )
+            choice = {"num_visual_tokens": budget} if is_elastic(model) else {}
+            generated = model.generate(**inputs, **choice, max_new_tokens=80)
             answers = processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             scores[budget] += [score(kind, answer, truth) for answer, (_, (_, truth)) in zip(answers, batch)]
     return scores
@@ -61,7 +67,8 @@ def accuracies(
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="model_cards/mqt-llava-tiny")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="of a query transformer")
+    parser.add_argument("--kinds", nargs="+", choices=QUESTION_KINDS, default=list(QUESTION_KINDS))
     parser.add_argument("--mosaics", type=int, default=1000, help="held-out mosaics, with one question of each kind")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--data-folder", default=DATASET_FOLDER, help="folder with Fashion-MNIST's four files")
@@ -69,8 +76,10 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--output", help="JSON file for the figures")
     args = parser.parse_args(argv)
 
-    model = MQTLlavaForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32)
+    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32)
     model = model.eval().to(args.device)
+    if not is_elastic(model):
+        args.budgets = [model.config.num_visual_tokens]
     processor = AutoProcessor.from_pretrained(args.model)
     rng, items = random.Random(args.seed), load_items("t10k", args.data_folder)
     mosaics = [draw_mosaic(rng, items) for _ in range(args.mosaics)]
@@ -78,7 +87,8 @@ def main(argv: list[str] | None = None) -> dict:
     results = {}
     print(f"| question | {' | '.join(f'm = {budget}' for budget in args.budgets)} | questions |")
     print(f"|---|{'---|' * (len(args.budgets) + 1)}")
-    for kind, ask in QUESTION_KINDS.items():
+    for kind in args.kinds:
+        ask = QUESTION_KINDS[kind]
         questions = [(index, pair) for index, mosaic in enumerate(mosaics) for pair in ask(rng, mosaic, 1)]
         if not questions:  # of few mosaics none may show clearly most of anything
             continue

@@ -1,5 +1,6 @@
 r"""
-Stage 2: teaches query transformer and language model to answer, at a number of visual tokens drawn for each batch.
+Stage 2: teaches compressor and language model to answer; a query transformer at a number of visual tokens that is
+drawn for each batch.
 
     accelerate launch --config_file examples/train/accelerate/fsdp2.yaml \
         examples/train/finetune.py examples/train/finetune_7b.yaml \
@@ -15,11 +16,10 @@ import torch
 from transformers import BitsAndBytesConfig, set_seed
 
 from mqt_llava.training import (
-    BudgetCollator,
     MQTLlavaTrainer,
     MQTLlavaTrainingArguments,
+    build_collator,
     last_complete_checkpoint,
-    parse_budget,
 )
 from mqt_llava.training.arguments import DataArguments, ModelArguments, parse_arguments
 from mqt_llava.training.assemble import load_conversations, load_model_and_processor
@@ -38,7 +38,7 @@ class LoraArguments:
 
 
 def add_adapters(model, args: LoraArguments, trained_parts: list[str]):
-    """LoRA on every linear layer of the decoder; the query transformer is small and learns in full."""
+    """LoRA on every linear layer of the decoder; the compressor is small and learns in full."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if args.load_in_4bit:
@@ -75,9 +75,7 @@ def main(argv: list[str] | None = None):
     model, processor = load_model_and_processor(model_args, **quantization)
     if lora_args.lora_rank:
         model = add_adapters(model, lora_args, args.trained_parts)
-    collator = BudgetCollator(
-        processor, parse_budget(data_args.budget), max_length=data_args.max_length, seed=args.seed
-    )
+    collator = build_collator(processor, data_args.budget, max_length=data_args.max_length, seed=args.seed)
     trainer = MQTLlavaTrainer(model, args, collator, train_dataset=load_conversations(data_args))
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
     trainer.save_model()

@@ -1,10 +1,10 @@
 r"""
-Stage 1: teaches a new query transformer to speak to a decoder, on images and their captions.
+Stage 1: teaches a new compressor to speak to a decoder, on images and their captions.
 
     accelerate launch --config_file examples/train/accelerate/ddp.yaml \
         examples/train/pretrain.py examples/train/pretrain_7b.yaml --output_dir runs/pretrain
 
-Only the query transformer is trained, and saved: `trained_parts.safetensors`. Called again with the same folder, it
+Only the compressor is trained, and saved: `trained_parts.safetensors`. Called again with the same folder, it
 goes on from the last checkpoint.
 """
 
@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 from transformers import set_seed
 
 from mqt_llava.training import (
-    PLAIN_TEMPLATE,
-    BudgetCollator,
     MQTLlavaTrainer,
     MQTLlavaTrainingArguments,
+    build_collator,
     last_complete_checkpoint,
-    parse_budget,
 )
 from mqt_llava.training.arguments import DataArguments, ModelArguments, parse_arguments
 from mqt_llava.training.assemble import load_conversations, load_model_and_processor
@@ -33,12 +31,8 @@ def main(argv: list[str] | None = None):
     model_args, data_args, args = parse_arguments(ModelArguments, DataArguments, PretrainingArguments, argv=argv)
     set_seed(args.seed)
     model, processor = load_model_and_processor(model_args)
-    collator = BudgetCollator(
-        processor,
-        parse_budget(data_args.budget),
-        chat_template=PLAIN_TEMPLATE,
-        max_length=data_args.max_length,
-        seed=args.seed,
+    collator = build_collator(
+        processor, data_args.budget, is_stage_1=True, max_length=data_args.max_length, seed=args.seed
     )
     trainer = MQTLlavaTrainer(model, args, collator, train_dataset=load_conversations(data_args))
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))

@@ -1,11 +1,12 @@
-"""Matryoshka training: budget samplers, data, collator and trainer."""
+"""Matryoshka training: budget samplers, data, collators and trainer."""
 
-from .assemble import build_processor
+from .assemble import build_collator, build_processor
 from .budgets import BudgetSampler, FixedBudget, LogBudget, UniformBudget, WeightedBudget, parse_budget
 from .checkpoints import last_complete_checkpoint, load_trained_parts
 from .collator import PLAIN_TEMPLATE, BudgetCollator
 from .dataset import ConversationDataset, TooManyBadRecords
 from .parts import train_parts
+from .question_collator import QuestionCollator
 from .records import RecordError, read_record
 from .trainer import MQTLlavaTrainer, MQTLlavaTrainingArguments
 
@@ -19,10 +20,12 @@ __all__ = [
     "LogBudget",
     "MQTLlavaTrainer",
     "MQTLlavaTrainingArguments",
+    "QuestionCollator",
     "RecordError",
     "TooManyBadRecords",
     "UniformBudget",
     "WeightedBudget",
+    "build_collator",
     "build_processor",
     "last_complete_checkpoint",
     "load_trained_parts",

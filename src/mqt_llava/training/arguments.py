@@ -11,7 +11,7 @@ from transformers import HfArgumentParser
 
 @dataclass
 class ModelArguments:
-    """Either a checkpoint of this package, or a vision tower and a decoder to put a new query transformer between."""
+    """Either a checkpoint of this package, or a vision tower and a decoder to put a new compressor between."""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint of this package."})
     vision_tower: str | None = field(default=None, metadata={"help": "A vision tower: CLIP, SigLIP, DINOv2, ..."})
@@ -19,8 +19,21 @@ class ModelArguments:
     trained_parts_from: str | None = field(
         default=None, metadata={"help": "A run of stage 1, whose trained_parts.safetensors is loaded on top."}
     )
+    compressor: str = field(
+        default="mqt",
+        metadata={
+            "help": "Of a new model: the query transformer (mqt) or QueCC (quecc).",
+            "choices": ["mqt", "quecc"],
+        },
+    )
     max_visual_tokens: int = field(default=256, metadata={"help": "M of a new query transformer, a square number."})
-    resampler_num_attention_heads: int = field(default=16, metadata={"help": "Of a new query transformer."})
+    kernel_size: int = field(default=6, metadata={"help": "Of a new QueCC: side of its windows of patches."})
+    vision_context_layers: list[int] = field(
+        default_factory=lambda: [12, 16, 22, 23], metadata={"help": "Of a new QueCC: layers for keys and values."}
+    )
+    resampler_num_attention_heads: int | None = field(
+        default=None, metadata={"help": "Of a new compressor; by default 16 (mqt) or 8 (quecc)."}
+    )
     vision_feature_layer: int = field(default=-2, metadata={"help": "Of a new model: the hidden state to compress."})
     pad_to_square: bool = field(default=True, metadata={"help": "Whether images are padded rather than cropped."})
     dtype: str = field(default="float32", metadata={"help": "Of the weights: float32, bfloat16, ..."})
@@ -39,7 +52,9 @@ class DataArguments:
     max_length: int = field(default=2048, metadata={"help": "Tokens of a conversation, visual tokens included."})
     budget: str = field(
         default="UniformBudget(2, 256, step=2)",
-        metadata={"help": "How m is drawn for a batch; several samplers learn several m for one encoding."},
+        metadata={
+            "help": "How m is drawn for a batch of MQT-LLaVA; several samplers learn several m for one encoding."
+        },
     )
 
 

@@ -1,18 +1,31 @@
 """What the recipes need, from their arguments: the model with its processor, and the conversations."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, LlavaImageProcessorPil
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    LlavaImageProcessorPil,
+)
 
+from ..modeling_compressed_llava import CompressedLlavaForConditionalGeneration
 from ..modeling_mqt_llava import MQTLlavaForConditionalGeneration
-from ..processing_compressed_llava import IMAGE_TOKEN
+from ..modeling_quecc_llava import QueCCLlavaForConditionalGeneration
+from ..processing_compressed_llava import IMAGE_TOKEN, CompressedLlavaProcessor
 from ..processing_mqt_llava import MQTLlavaProcessor
+from ..processing_quecc_llava import QueCCLlavaProcessor
 from .arguments import DataArguments, ModelArguments
+from .budgets import parse_budget
 from .checkpoints import load_trained_parts
+from .collator import PLAIN_TEMPLATE, BudgetCollator
 from .dataset import ConversationDataset
+from .question_collator import QuestionCollator
 
 
 def load_model_and_processor(
     args: ModelArguments, **kwargs
-) -> tuple[MQTLlavaForConditionalGeneration, MQTLlavaProcessor]:
+) -> tuple[CompressedLlavaForConditionalGeneration, CompressedLlavaProcessor]:
     """
     Args:
         args: Which checkpoint, or which vision tower and decoder.
@@ -29,20 +42,17 @@ def load_model_and_processor(
             f"{args.model_name_or_path!r}, {args.vision_tower!r} and {args.language_model!r}."
         )
     if args.model_name_or_path is not None:
-        processor = MQTLlavaProcessor.from_pretrained(args.model_name_or_path)
-        model = MQTLlavaForConditionalGeneration.from_pretrained(
+        processor = AutoProcessor.from_pretrained(args.model_name_or_path)
+        model = AutoModelForImageTextToText.from_pretrained(
             args.model_name_or_path, dtype=args.dtype, attn_implementation=args.attn_implementation, **kwargs
         )
+        if not isinstance(model, CompressedLlavaForConditionalGeneration):
+            raise ValueError(
+                f"`model_name_or_path` {args.model_name_or_path!r} is a {model.config.model_type!r}, but must be a "
+                "checkpoint of this package."
+            )
     else:
-        processor = build_processor(*parts, args.max_visual_tokens)
-        model = MQTLlavaForConditionalGeneration.from_vision_text_pretrained(
-            *parts,
-            image_token_id=processor.image_token_id,
-            dtype=args.dtype,
-            max_visual_tokens=args.max_visual_tokens,
-            resampler_num_attention_heads=args.resampler_num_attention_heads,
-            vision_feature_layer=args.vision_feature_layer,
-        )
+        model, processor = _join_parts(args)
         model.set_attn_implementation(args.attn_implementation)
     if args.trained_parts_from is not None:
         load_trained_parts(model, args.trained_parts_from)
@@ -50,14 +60,59 @@ def load_model_and_processor(
     return model, processor
 
 
-def build_processor(vision: str, text: str, max_visual_tokens: int = 256) -> MQTLlavaProcessor:
+def _join_parts(args: ModelArguments) -> tuple[CompressedLlavaForConditionalGeneration, CompressedLlavaProcessor]:
+    """A vision tower and a decoder with a new compressor between them."""
+    settings = {"dtype": args.dtype, "vision_feature_layer": args.vision_feature_layer}
+    if args.resampler_num_attention_heads is not None:
+        settings["resampler_num_attention_heads"] = args.resampler_num_attention_heads
+    parts = (args.vision_tower, args.language_model)
+    if args.compressor == "mqt":
+        processor = build_processor(*parts, args.max_visual_tokens)
+        settings["max_visual_tokens"] = args.max_visual_tokens
+        model_class = MQTLlavaForConditionalGeneration
+    else:
+        processor = build_processor(*parts, processor_class=QueCCLlavaProcessor)
+        settings |= {"kernel_size": args.kernel_size, "vision_context_layers": args.vision_context_layers}
+        model_class = QueCCLlavaForConditionalGeneration
+    model = model_class.from_vision_text_pretrained(*parts, image_token_id=processor.image_token_id, **settings)
+    if args.compressor == "quecc":
+        processor.max_visual_tokens = model.config.num_visual_tokens
+    return model, processor
+
+
+def build_collator(
+    processor: CompressedLlavaProcessor, budget: str, *, is_stage_1: bool = False, **kwargs
+) -> BudgetCollator:
+    """
+    What makes batches for a model.
+
+    Args:
+        processor: Of the model.
+        budget: How m is drawn, as [`parse_budget`] reads it; not looked at for a QueCC-LLaVA.
+        is_stage_1: Whether the conversations are images and their captions alone, which MQT-LLaVA reads as
+            [`PLAIN_TEMPLATE`] writes them and QueCC-LLaVA, which needs a question, as its own template does.
+        kwargs: Further arguments of a [`BudgetCollator`].
+    """
+    if isinstance(processor, QueCCLlavaProcessor):
+        return QuestionCollator(processor, **kwargs)
+    template = PLAIN_TEMPLATE if is_stage_1 else None
+    return BudgetCollator(processor, parse_budget(budget), chat_template=template, **kwargs)
+
+
+def build_processor(
+    vision: str,
+    text: str,
+    max_visual_tokens: int = 256,
+    processor_class: type[CompressedLlavaProcessor] = MQTLlavaProcessor,
+) -> CompressedLlavaProcessor:
     """
     The processor of a model that is put together from two others.
 
     Args:
         vision: Folder or Hub id of the vision tower, whose image size, mean and deviation are taken.
         text: Folder or Hub id of the decoder, whose tokenizer gets `<image>` as a token of its own.
-        max_visual_tokens: M.
+        max_visual_tokens: The most visual tokens of an image.
+        processor_class: Of the model.
     """
     tokenizer = AutoTokenizer.from_pretrained(text, padding_side="left")
     tokenizer.add_tokens(IMAGE_TOKEN, special_tokens=True)
@@ -72,7 +127,7 @@ def build_processor(vision: str, text: str, max_visual_tokens: int = 256) -> MQT
         image_std=settings.image_std,
         do_pad=True,
     )
-    return MQTLlavaProcessor(image_processor, tokenizer, max_visual_tokens=max_visual_tokens)
+    return processor_class(image_processor, tokenizer, max_visual_tokens=max_visual_tokens)
 
 
 def load_conversations(args: DataArguments) -> ConversationDataset:

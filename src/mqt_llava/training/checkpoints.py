@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..configuration_mqt_llava import MQTLlavaConfig
+from ..configuration_compressed_llava import CompressedLlavaConfig
 
 
 TRAINED_PARTS_NAME = "trained_parts.safetensors"
@@ -37,7 +37,7 @@ def _is_complete(checkpoint: Path) -> bool:
     return True
 
 
-def check_same_model(checkpoint: str | Path, config: MQTLlavaConfig) -> None:
+def check_same_model(checkpoint: str | Path, config: CompressedLlavaConfig) -> None:
     """
     Raises:
         ValueError: The checkpoint is of another kind of model, another M or another backbone.
@@ -47,8 +47,10 @@ def check_same_model(checkpoint: str | Path, config: MQTLlavaConfig) -> None:
         raise ValueError(f"{checkpoint} has no config.json: it is no checkpoint of this model.")
     saved, own = json.loads(path.read_text()), config.to_dict()
     if saved.get("model_type") != own["model_type"]:
-        raise ValueError(f"{checkpoint} is a checkpoint of a {saved.get('model_type')!r}, not of an MQT-LLaVA.")
-    saved, own = _shape_of(MQTLlavaConfig.from_dict(saved).to_dict()), _shape_of(own)
+        raise ValueError(
+            f"{checkpoint} is a checkpoint of a {saved.get('model_type')!r}, not of a {own['model_type']!r}."
+        )
+    saved, own = _shape_of(type(config).from_dict(saved).to_dict()), _shape_of(own)
     differences = [f"{name} {saved.get(name)} (now {own.get(name)})" for name in own if own[name] != saved.get(name)]
     if differences:
         raise ValueError(f"{checkpoint} is of another model: {', '.join(differences)}.")

@@ -58,6 +58,8 @@ class BudgetCollator:
         ValueError: A budget above the processor's `max_visual_tokens`, or none, or a template that marks no answers.
     """
 
+    blank_budget = 1
+
     def __init__(
         self,
         processor: MQTLlavaProcessor,
@@ -100,14 +102,7 @@ class BudgetCollator:
         """
         records = [read_record(row) for row in rows]
         budgets = self.draw_budgets([record.id for record in records])
-        batch = self.processor.apply_chat_template(
-            [record.messages_with_images() for record in records],
-            chat_template=self.chat_template,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            processor_kwargs={"num_visual_tokens": 1, "padding": False},
-        )
+        batch = self.tokenize([record.messages_with_images() for record in records])
         texts, is_kept = [], []
         for record, ids, is_answer in zip(records, batch["input_ids"], batch["assistant_masks"]):
             ids, is_answer = torch.tensor(ids), torch.tensor(is_answer, dtype=torch.bool)
@@ -116,16 +111,37 @@ class BudgetCollator:
             is_kept.append((torch.arange(len(ids)) < kept)[ids == self.processor.image_token_id])
 
         is_kept = torch.cat(is_kept)
-        if is_kept.any():
-            pixel_values = torch.stack([torch.as_tensor(pixels) for pixels in batch["pixel_values"]])[is_kept]
-        else:
+        is_blank = not is_kept.any()
+        if is_blank:
             # Every process runs every part of the model, or those that wait for its gradients wait forever. So text
             # alone is followed by a blank image, where nothing sees it.
-            pixel_values, budgets = self.blank_pixels, [1] * len(budgets)
-        *nested, largest = [self._build_prompts(texts, budget, is_blank=not is_kept.any()) for budget in budgets]
+            images, budgets = self.blank_image, [self.blank_budget] * len(budgets)
+        else:
+            images = {name: batch[name][is_kept] for name in self.blank_image}
+        *nested, largest = [self._build_prompts(texts, budget, is_blank) for budget in budgets]
         if nested:
             largest["nested"] = nested
-        return {**largest, "pixel_values": pixel_values}
+        return {**largest, **images}
+
+    def tokenize(self, conversations: list[list[dict]]) -> dict:
+        """
+        Conversations as `input_ids` and `assistant_masks`, lists with one placeholder per image, and their images as
+        tensors.
+        """
+        batch = self.apply_template(conversations, num_visual_tokens=1)
+        if "pixel_values" in batch:
+            batch["pixel_values"] = torch.stack([torch.as_tensor(pixels) for pixels in batch["pixel_values"]])
+        return batch
+
+    def apply_template(self, conversations: list[list[dict]], **processor_kwargs) -> dict:
+        return self.processor.apply_chat_template(
+            conversations,
+            chat_template=self.chat_template,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            processor_kwargs={"padding": False, **processor_kwargs},
+        )
 
     def draw_budgets(self, record_ids: list[str]) -> list[int]:
         """
@@ -168,8 +184,8 @@ class BudgetCollator:
                 range(len(texts)), key=lambda row: len(texts[row][0])
             )  # where there is padding, if anywhere
             for name, rows in columns.items():
-                rows[shortest] = torch.cat([rows[shortest], torch.tensor([blank[name]])])
-            counts = [1]
+                rows[shortest] = torch.cat([rows[shortest], torch.tensor([blank[name]] * budget)])
+            counts = [budget]
         pad_token_id = self.processor.tokenizer.pad_token_id
         pad_values = {"input_ids": pad_token_id or 0, "attention_mask": 0, "labels": IGNORED}
         prompts = {
@@ -179,8 +195,9 @@ class BudgetCollator:
         return {**prompts, "visual_token_counts": torch.tensor(counts)}
 
     @cached_property
-    def blank_pixels(self) -> torch.Tensor:
-        return self.processor.image_processor(Image.new("RGB", (8, 8)), return_tensors="pt")["pixel_values"]
+    def blank_image(self) -> dict[str, torch.Tensor]:
+        """What a batch holds of images, for one that shows nothing."""
+        return dict(self.processor.image_processor(Image.new("RGB", (8, 8)), return_tensors="pt"))
 
 
 class EpochCallback(TrainerCallback):

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ..modeling_mqt_llava import MQTLlavaForConditionalGeneration
+from ..modeling_compressed_llava import CompressedLlavaForConditionalGeneration
 
 
 # The head goes with the decoder, whose embeddings it may share.
@@ -23,13 +23,13 @@ def part_of(name: str) -> str:
     return next(part for part, prefixes in PARTS.items() if any(prefix in name for prefix in prefixes))
 
 
-def train_parts(model: MQTLlavaForConditionalGeneration, parts: list[str]) -> None:
+def train_parts(model: CompressedLlavaForConditionalGeneration, parts: list[str]) -> None:
     """
     Lets the named parts be trained and freezes the others.
 
     Args:
         model: The model.
-        parts: Of `"resampler"` (the query transformer), `"language_model"` and `"vision_tower"`.
+        parts: Of `"resampler"` (the compressor), `"language_model"` and `"vision_tower"`.
 
     Raises:
         ValueError: An unknown part, or none.

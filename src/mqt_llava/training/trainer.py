@@ -1,16 +1,16 @@
 """
-transformers' `Trainer` for MQT-LLaVA: which parts are trained how fast, batches of one modality, several budgets for
-one encoding, the loss by number of visual tokens, and checkpoints that hold what was trained.
+transformers' `Trainer` for this package's models: which parts are trained how fast, batches of one modality, several
+budgets for one encoding, the loss by number of visual tokens, and checkpoints that hold what was trained.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..modeling_mqt_llava import MQTLlavaForConditionalGeneration
 from .checkpoints import check_same_model, last_complete_checkpoint, load_trained_parts, save_trained_parts
 from .collator import BudgetCollator
 from .dataset import ConversationDataset
@@ -65,7 +65,8 @@ class MQTLlavaTrainer(Trainer):
         super().__init__(model, args, data_collator=data_collator, **kwargs)
         self.add_callback(data_collator.epoch_callback)
         # Sum of losses and number of answer tokens, by the power of two that m lies above; text comes last.
-        self.num_bands = model.config.max_visual_tokens.bit_length()
+        self.max_visual_tokens = data_collator.processor.max_visual_tokens
+        self.num_bands = self.max_visual_tokens.bit_length()
         self.losses = torch.zeros(self.num_bands + 1, 2)
 
     @property
@@ -118,11 +119,11 @@ class MQTLlavaTrainer(Trainer):
         return ModalityLengthSampler(dataset.sizes, batch_size, seed, self.data_collator.epoch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        nested = inputs.pop("nested", [])
+        nested, num_images = inputs.pop("nested", []), len(inputs["pixel_values"])
         if num_items_in_batch is not None:
             num_items_in_batch = num_items_in_batch.clamp(min=1)  # no answer may have fitted into `max_length`
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        self._note_loss(inputs, loss, num_items_in_batch)
+        self._note_loss(inputs, num_images, loss, num_items_in_batch)
         if nested:
             # The images' tokens come out of the pass at the largest budget, and nest: the others take the first.
             tokens = list(outputs.image_hidden_states.split(inputs["visual_token_counts"].tolist()))
@@ -130,16 +131,17 @@ class MQTLlavaTrainer(Trainer):
             for prompts in nested:
                 prompts = {**prompts, "mm_encoder_outputs": encoded}
                 nested_loss = super().compute_loss(model, prompts, False, num_items_in_batch)
-                self._note_loss(prompts, nested_loss, num_items_in_batch)
+                self._note_loss(prompts, num_images, nested_loss, num_items_in_batch)
                 loss = loss + nested_loss
             loss = loss / (1 + len(nested))
         return (loss, outputs) if return_outputs else loss
 
-    def _note_loss(self, inputs, loss: torch.Tensor, num_items_in_batch: torch.Tensor | None) -> None:
+    def _note_loss(self, inputs, num_images: int, loss: torch.Tensor, num_items_in_batch: torch.Tensor | None) -> None:
         if num_items_in_batch is None or not self.model.training:
             return
-        shows_image = inputs["attention_mask"][inputs["input_ids"] == self.model.config.image_token_id].any()
-        band = int(inputs["visual_token_counts"].max()).bit_length() - 1 if shows_image else self.num_bands
+        is_placeholder = inputs["input_ids"] == self.model.config.image_token_id
+        shows_image = inputs["attention_mask"][is_placeholder].any()
+        band = (int(is_placeholder.sum()) // num_images).bit_length() - 1 if shows_image else self.num_bands
         # Undoes the division by the answer tokens of all processes and accumulated steps.
         scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         total = loss.detach() * num_items_in_batch / scale
@@ -154,9 +156,7 @@ class MQTLlavaTrainer(Trainer):
     def _mean_losses(self) -> dict[str, float]:
         totals = self.accelerator.reduce(self.losses.to(self.args.device)).tolist()
         self.losses.zero_()
-        bands = [
-            (2**band, min(2 ** (band + 1) - 1, self.model.config.max_visual_tokens)) for band in range(self.num_bands)
-        ]
+        bands = [(2**band, min(2 ** (band + 1) - 1, self.max_visual_tokens)) for band in range(self.num_bands)]
         names = [f"loss_m{low}" if low == high else f"loss_m{low}-{high}" for low, high in bands] + ["loss_text"]
         return {name: total / number for name, (total, number) in zip(names, totals) if number}
 
@@ -176,9 +176,9 @@ class MQTLlavaTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if self.is_fsdp_enabled and isinstance(self.model, MQTLlavaForConditionalGeneration):
+        if self.is_fsdp_enabled and isinstance(self.model, FSDPModule):
             # FSDP made it a class of its own; a checkpoint carries the code of the module that its class names.
-            type(self.model).__module__ = MQTLlavaForConditionalGeneration.__module__
+            type(self.model).__module__ = type(self.model).__bases__[-1].__module__
         if not self.saves_parts_alone:
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
