@@ -1,0 +1,141 @@
+"""Batches for QueCC-LLaVA: the chat template's tokens, and each image's first question beside it."""
+
+import pytest
+import torch
+from helpers import REPOSITORY
+from test_collator import answers_of, chat
+
+from mqt_llava import QueCCLlavaConfig, QueCCLlavaForConditionalGeneration, QueCCLlavaProcessor
+from mqt_llava.training import (
+    PLAIN_TEMPLATE,
+    MQTLlavaTrainer,
+    MQTLlavaTrainingArguments,
+    QuestionCollator,
+    build_collator,
+    last_complete_checkpoint,
+)
+
+
+@pytest.fixture(params=[1, 2, 4], ids=["16 tokens", "4 tokens", "1 token"])
+def kernel_size(request) -> int:
+    return request.param
+
+
+@pytest.fixture
+def quecc_processor(embedded_processor, kernel_size) -> QueCCLlavaProcessor:
+    return QueCCLlavaProcessor(
+        embedded_processor.image_processor, embedded_processor.tokenizer, (4 // kernel_size) ** 2
+    )
+
+
+@pytest.fixture
+def quecc_model(quecc_processor, kernel_size) -> QueCCLlavaForConditionalGeneration:
+    torch.manual_seed(0)
+    config = QueCCLlavaConfig(
+        vision_config={
+            "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2,
+            "image_size": 112, "patch_size": 28,
+        },
+        text_config={
+            "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "vocab_size": len(quecc_processor.tokenizer),
+        },
+        image_token_id=quecc_processor.image_token_id, kernel_size=kernel_size, vision_context_layers=[1, 2],
+    )  # fmt: skip
+    return QueCCLlavaForConditionalGeneration(config)
+
+
+def rows_of_every_kind(picture) -> list[dict]:
+    return [
+        chat("What is there most of?", "Coats.", "Is there any footwear at all?", "Yes.", images=[picture]),
+        chat("List the items.", "bag, coat", images=[picture, picture.resize((60, 90))]),
+        chat("What is <image>?", "A word."),
+    ]
+
+
+def test_batch_is_what_the_processor_makes_of_the_conversations(quecc_processor, picture):
+    rows = rows_of_every_kind(picture)
+    batch = QuestionCollator(quecc_processor)(rows)
+    conversations = []
+    for row in rows:
+        first, *others = row["messages"]
+        images = [{"type": "image", "image": image} for image in row["images"]]
+        conversations.append([{"role": "user", "content": images + first["content"][len(images) :]}, *others])
+    expected = quecc_processor.apply_chat_template(
+        conversations,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "right"},
+    )
+    assert set(batch) == {*expected, "labels"}
+    for name in expected:
+        torch.testing.assert_close(batch[name], expected[name], rtol=0, atol=0)
+    questions = quecc_processor.batch_decode(batch["query_input_ids"], skip_special_tokens=True)
+    assert questions == ["What is there most of?", "List the items.", "List the items."]
+    assert answers_of(quecc_processor, batch) == ["Coats.</s>Yes.</s>", "bag, coat</s>", "A word.</s>"]
+
+
+def test_image_that_does_not_fit_takes_its_question_along(quecc_processor, picture):
+    rows = [chat("List the items.", "bag", images=[picture]), chat("What is there most of?", "bags", images=[picture])]
+    whole = QuestionCollator(quecc_processor)(rows)
+    first = int((whole["input_ids"][0] == quecc_processor.image_token_id).nonzero()[0])
+    cut = QuestionCollator(quecc_processor, max_length=first + quecc_processor.max_visual_tokens - 1)(rows)
+    assert cut["pixel_values"].shape[0] == cut["query_input_ids"].shape[0] == 1  # the blank one
+
+
+def test_text_alone_runs_every_part(quecc_processor, quecc_model):
+    batch = QuestionCollator(quecc_processor)([chat("List the items.", "bag"), chat("And now?", "nothing")])
+    assert batch["pixel_values"].shape[0] == batch["query_input_ids"].shape[0] == 1
+    assert batch["attention_mask"][batch["input_ids"] == quecc_processor.image_token_id].sum() == 0
+    quecc_model(**batch).loss.backward()
+    gradients = {name: parameter.grad for name, parameter in quecc_model.model.resampler.named_parameters()}
+    assert all(gradient is not None and not gradient.any() for gradient in gradients.values())
+
+
+def test_template_without_questions_is_refused(quecc_processor, picture):
+    collator = QuestionCollator(quecc_processor, chat_template=PLAIN_TEMPLATE)
+    rows = [chat("Describe it.", "", images=[picture])]
+    with pytest.raises(ValueError, match="no question behind <image>"):
+        collator(rows)
+
+
+def test_collator_goes_by_the_processor(quecc_processor, embedded_processor):
+    collator = build_collator(quecc_processor, "FixedBudget(3)", is_stage_1=True)
+    assert isinstance(collator, QuestionCollator) and collator.chat_template == quecc_processor.chat_template
+    collator = build_collator(embedded_processor, "FixedBudget(3)", is_stage_1=True)
+    assert not isinstance(collator, QuestionCollator) and collator.chat_template == PLAIN_TEMPLATE
+
+
+@pytest.mark.parametrize("parts", [["resampler"], ["resampler", "language_model"]])
+def test_trainer_trains_saves_and_resumes(quecc_processor, quecc_model, picture, tmp_path, parts):
+    rows = rows_of_every_kind(picture)[:2] * 4
+    start = {name: parameter.detach().clone() for name, parameter in quecc_model.named_parameters()}
+
+    def trainer(max_steps: int) -> MQTLlavaTrainer:
+        args = MQTLlavaTrainingArguments(
+            output_dir=tmp_path, trained_parts=parts, max_steps=max_steps, per_device_train_batch_size=2,
+            learning_rate=1e-2, save_steps=2, logging_steps=1, use_cpu=True, report_to="none", disable_tqdm=True,
+        )  # fmt: skip
+        return MQTLlavaTrainer(quecc_model, args, QuestionCollator(quecc_processor), train_dataset=rows)
+
+    trainer(2).train()
+    second = trainer(4)
+    second.train(resume_from_checkpoint=last_complete_checkpoint(tmp_path))
+    second.save_model()
+    changed = {name for name, parameter in quecc_model.named_parameters() if not torch.equal(parameter, start[name])}
+    assert any(".resampler." in name for name in changed)
+    assert any(".language_model." in name for name in changed) == ("language_model" in parts)
+    assert not any(".vision_tower." in name for name in changed)
+    assert (tmp_path / "trained_parts.safetensors").exists() == (parts == ["resampler"])
+    band = f"loss_m{quecc_processor.max_visual_tokens}"
+    assert any(key.startswith(band) for entry in second.state.log_history for key in entry)
+
+
+def test_checkpoint_of_the_other_compressor_is_refused(quecc_processor, quecc_model, picture, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "mqt_llava"}')
+    args = MQTLlavaTrainingArguments(output_dir=tmp_path, max_steps=1, use_cpu=True, report_to="none")
+    rows = rows_of_every_kind(picture)
+    trainer = MQTLlavaTrainer(quecc_model, args, QuestionCollator(quecc_processor), train_dataset=rows)
+    with pytest.raises(ValueError, match="'mqt_llava', not of a 'quecc_llava'"):
+        trainer.train()
