@@ -17,227 +17,40 @@ Tensors go from file to file one at a time, so that memory does not grow with th
 it is finished, or not at all.
 """
 
-import argparse
-import errno
-import re
-import shutil
-import sys
-from functools import partial
-from pathlib import Path
+import conversion_steps
+from checkpoint_kinds import MQT_LLAVA
+from configs_mqt_llava import mqt_llava_config, mqt_llava_processor
+from conversion_steps import Conversion
+from key_mapping_mqt_llava import RESAMPLER_SOURCES
+from model_card import CardTexts
 
-import torch
-from atomic_folder import atomic_folder
-from checkpoint_reader import CheckpointReader, has_weight_files
-from configs_mqt_llava import (
-    DTYPES,
-    generation_config,
-    llama_config,
-    mqt_llava_config,
-    mqt_llava_processor,
-    read_json,
-    read_original_config,
-    stored_dtype,
+from mqt_llava import MQTLlavaForConditionalGeneration
+
+
+CARD = CardTexts(
+    tag="mqt-llava",
+    introduction="""\
+MQT-LLaVA answers questions about images with as many visual tokens as you like to spend: any number from 1 to
+{max_visual_tokens} per image, chosen per call, with the same weights. See
+[Matryoshka Query Transformer for Large Vision-Language Models](https://arxiv.org/abs/2405.19315).""",
+    call_arguments=', processor_kwargs={"num_visual_tokens": 16}',
+    differences="""\
+the vision tower ends at the layer whose output is used,
+the query transformer's joint input projection is split into three, and""",
 )
-from conversion_error import ConversionError
-from hub_folders import local_folder, push
-from key_mapping_mqt_llava import RESAMPLER_PREFIX, VISION_PREFIX, Part, is_dropped, mqt_llava_recipes
-from llama_tokenizer import IMAGE_TOKEN, convert_llama_tokenizer
-from model_card import write_model_card
-from shard_writer import parse_size
-from tensor_recipes import check_recipes, compare_with_sources, write_recipes
-from transformers.dynamic_module_utils import custom_object_save
-from vision_tower import find_vision_tower, infer_vision_config, num_layers_used, read_vision_config
-
-from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration
-
-
-STAGE_1_FILE = "query_abstractor.bin"
-
-
-def convert(args: argparse.Namespace) -> None:
-    """Everything from the command line's arguments to the finished folder."""
-    folder = local_folder(args.input, "--input")
-    language_folder = folder if args.language_model is None else local_folder(args.language_model, "--language-model")
-    original = read_original_config(folder)
-    resampler, language = open_parts(folder, language_folder)
-    has_vision = any(name.startswith("model.vision_tower.") for name in resampler.checkpoint.keys())
-    vision_folder = find_vision_tower(args.vision_tower, original.get("mm_vision_tower"), folder, has_vision)
-    check_output(args.output, [folder, language_folder, vision_folder])
-
-    vision = Part(resampler.checkpoint, VISION_PREFIX) if has_vision else open_vision_tower(vision_folder)
-    if vision_folder is None:
-        vision_config = infer_vision_config(*vision)
-    else:
-        vision_config = read_vision_config(vision_folder)
-    num_vision_layers = num_layers_used(original.get("mm_vision_select_layer", -2), vision_config.num_hidden_layers)
-    vision_config.num_hidden_layers = num_vision_layers
-
-    tokenizer = convert_llama_tokenizer(language_folder)
-    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    language_config = original if language_folder == folder else read_json(language_folder / "config.json")
-    old_vocab_size, vocab_size = vocabulary_sizes(language_config, image_token_id)
-    query = query_tokens(resampler)
-    dtype = stored_dtype(args.dtype, language_config, query)
-    config = mqt_llava_config(
-        original,
-        text_config=llama_config(language_config, vocab_size),
-        vision_config=vision_config,
-        max_visual_tokens=len(query),
-        image_token_id=image_token_id,
-        dtype=dtype,
-    )
-
-    model = meta_model(config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    dropped = partial(is_dropped, num_vision_layers=num_vision_layers, is_head_tied=config.tie_word_embeddings)
-    if config.tie_word_embeddings:
-        del shapes["lm_head.weight"]
-    recipes = mqt_llava_recipes(shapes, vision, resampler, language, vocab_size - old_vocab_size)
-    check_recipes(recipes, shapes, dropped)
-
-    processor = mqt_llava_processor(
-        original, tokenizer, vision_folder, vision_config.image_size, config.max_visual_tokens
-    )
-    with atomic_folder(args.output, args.overwrite) as new:
-        check_free_space(new, shapes, dtype)
-        config.save_pretrained(new)
-        custom_object_save(model, new)
-        processor.save_pretrained(new)
-        generation_config(language_folder, config.text_config, tokenizer.pad_token_id).save_pretrained(new)
-        write_model_card(
-            new,
-            original=folder,
-            sources=[name for name in (args.input, args.language_model, args.vision_tower) if name],
-            title=args.push_to_hub or Path(args.output).resolve().name,
-            max_visual_tokens=config.max_visual_tokens,
-            dtype=str(dtype).removeprefix("torch."),
-            old_vocab_size=old_vocab_size,
-            vocab_size=vocab_size,
-            image_token_id=image_token_id,
-        )
-        write_recipes(recipes, shapes, new, dtype, args.max_shard_size)
-        if args.check:
-            print(f"Checked: all {compare_with_sources(recipes, new, dtype)} tensors equal their sources.")
-    print(f"Converted: {args.output}")
-    if args.push_to_hub:
-        push(Path(args.output), args.push_to_hub)
-
-
-def open_parts(folder: Path, language_folder: Path) -> tuple[Part, Part]:
-    """Query transformer and language model: both in one checkpoint, or the former by itself after stage 1."""
-    if language_folder == folder:
-        if (folder / STAGE_1_FILE).is_file() and not has_weight_files(folder):
-            raise ConversionError(f"{folder} holds a stage-1 {STAGE_1_FILE} alone. Pass --language-model.")
-        checkpoint = CheckpointReader(folder)
-        return Part(checkpoint, RESAMPLER_PREFIX), Part(checkpoint, "")
-    if not (folder / STAGE_1_FILE).is_file():
-        raise ConversionError(f"--language-model is for a stage-1 checkpoint, but {folder} has no {STAGE_1_FILE}.")
-    checkpoint = CheckpointReader(folder / STAGE_1_FILE)
-    # Trainers wrap the model in different ways, which shows in front of the names.
-    prefixes = [
-        found[1]
-        for found in (re.fullmatch(r"(.*query_abstractor\.)query", name) for name in checkpoint.keys())
-        if found
-    ]
-    return Part(checkpoint, prefixes[0] if prefixes else RESAMPLER_PREFIX), Part(CheckpointReader(language_folder), "")
-
-
-def open_vision_tower(folder: Path) -> Part:
-    return Part(CheckpointReader(folder), "vision_model.")
-
-
-def query_tokens(resampler: Part) -> torch.Tensor:
-    """The learned queries `(M, width)`, from which M is known."""
-    name = f"{resampler.prefix}query"
-    if name not in resampler.checkpoint:
-        raise ConversionError(f"The checkpoint does not fit its configuration: missing tensors: {name}.")
-    query = resampler.checkpoint.tensor(name)
-    if query.ndim != 2:
-        raise ConversionError(
-            f"The checkpoint does not fit its configuration: wrong shapes: {name} {list(query.shape)}."
-        )
-    return query
-
-
-def vocabulary_sizes(language_config: dict, image_token_id: int) -> tuple[int, int]:
-    """The vocabulary's size before, and with a row for `<image>`."""
-    before = language_config.get("vocab_size", 32000)
-    if image_token_id > before:
-        raise ConversionError(
-            f"The tokenizer has {image_token_id} tokens, but the language model's vocab_size is {before}."
-        )
-    return before, max(before, image_token_id + 1)
-
-
-def meta_model(config: MQTLlavaConfig) -> MQTLlavaForConditionalGeneration:
-    """The model without its weights, to know their names and shapes from."""
-    try:
-        with torch.device("meta"):
-            return MQTLlavaForConditionalGeneration(config)
-    except ValueError as error:
-        raise ConversionError(f"The checkpoint does not make a valid model: {error}") from error
-
-
-def check_output(output: str, inputs: list[Path | None]) -> None:
-    """`--overwrite` must never take the original away."""
-    target = Path(output).resolve()
-    for path in inputs:
-        if path is not None and (target == path.resolve() or target in path.resolve().parents):
-            raise ConversionError(f"--output {output} is, or contains, the input {path}. Choose another folder.")
-
-
-def check_free_space(folder: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> None:
-    """Says so before an hour of work, and not after it, when the weights will not fit."""
-    needed, free = (
-        sum(torch.Size(shape).numel() for shape in shapes.values()) * dtype.itemsize,
-        shutil.disk_usage(folder).free,
-    )
-    if needed > free:
-        raise ConversionError(
-            f"The disk of {folder.parent} is too full: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free."
-        )
-
-
-def is_disk_full(error: Exception) -> bool:
-    # Libraries that are written in Rust raise it as a plain exception.
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
-
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], epilog=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    place = "DIR_OR_HUB_ID"
-    parser.add_argument("--input", required=True, metavar=place, help="original checkpoint")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
-    parser.add_argument("--vision-tower", metavar=place, help="default: `mm_vision_tower` of the original config")
-    parser.add_argument("--language-model", metavar=place, help=f"for a stage-1 {STAGE_1_FILE}")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: the original's")
-    parser.add_argument("--push-to-hub", metavar="ID", help="upload the result into this model repository")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the output folder once the new one is finished"
-    )
-    parser.add_argument("--check", action="store_true", help="read the result back and compare every tensor")
-    parser.add_argument("--max-shard-size", default="2GB", metavar="SIZE", help="default: %(default)s")
-    args = parser.parse_args(argv)
-    try:
-        args.max_shard_size = parse_size(args.max_shard_size)
-    except ValueError as error:
-        parser.error(f"--max-shard-size: {error}")
-    return args
+CONVERSION = Conversion(
+    kind=MQT_LLAVA,
+    model_class=MQTLlavaForConditionalGeneration,
+    settings={},
+    sources=RESAMPLER_SOURCES,
+    config=mqt_llava_config,
+    processor=mqt_llava_processor,
+    card=CARD,
+)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the command line; an error that the user can mend ends it with a message and exit status 1."""
-    args = parse_arguments(argv)
-    try:
-        convert(args)
-    except ConversionError as error:
-        sys.exit(f"error: {error}")
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
-        sys.exit(f"error: The disk is full: {args.output} could not be written, and nothing was left behind.")
+    conversion_steps.main(CONVERSION, __doc__, argv)
 
 
 if __name__ == "__main__":

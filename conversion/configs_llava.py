@@ -1,0 +1,107 @@
+"""What the files of any original of the LLaVA family say of config, generation config and image processor."""
+
+import json
+from pathlib import Path
+
+import torch
+from conversion_error import ConversionError
+from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaImageProcessorPil, PreTrainedConfig
+
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+# What an image processor's file may say that bears on the pixels.
+PIXEL_SETTINGS = (
+    "do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize image_mean image_std"
+).split()
+# Settings of the original and their values that can be reproduced, whatever the compressor.
+SETTINGS = {
+    "model_type": ("llava_llama", "llava"),
+    "mm_use_im_start_end": (None, False),
+    "mm_use_im_patch_token": (None, False),
+    "image_aspect_ratio": (None, "square", "pad"),
+    "mm_vision_select_feature": (None, "patch", "cls_patch"),
+}
+
+
+def read_json(file: Path) -> dict:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConversionError(f"There is no {file.name} in {file.parent}.") from None
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{file} is not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"{file} is not a JSON object.")
+    return content
+
+
+def read_original_config(folder: Path, settings: dict[str, tuple]) -> dict:
+    """config.json of an original checkpoint; what this package cannot reproduce is refused. `settings` as SETTINGS."""
+    original = read_json(folder / "config.json")
+    for name, values in (SETTINGS | settings).items():
+        if original.get(name) not in values:
+            raise ConversionError(
+                f"{folder / 'config.json'}: {name} is {original.get(name)!r}, but only "
+                f"{', '.join(repr(value) for value in values if value is not None)} can be converted."
+            )
+    return original
+
+
+def llama_config(original: dict, vocab_size: int) -> LlamaConfig:
+    """The decoder's part of a config, which LLaVA's own config mixes with everything else."""
+    known = LlamaConfig().to_dict().keys() | {"rope_theta", "rope_scaling"}
+    known -= {"architectures", "dtype", "model_type", "transformers_version", "vocab_size"}
+    return LlamaConfig(vocab_size=vocab_size, **{key: value for key, value in original.items() if key in known})
+
+
+def stored_dtype(argument: str | None, original: dict, weights: torch.Tensor) -> torch.dtype:
+    """The dtype to save in: what `--dtype` says, or else the original config, or else some of the weights."""
+    name = (
+        argument or original.get("torch_dtype") or original.get("dtype") or str(weights.dtype).removeprefix("torch.")
+    )
+    if name not in DTYPES:
+        raise ConversionError(f"The original is stored as {name!r}. Pass --dtype, one of {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def llava_config(
+    config_class: type[PreTrainedConfig],
+    original: dict,
+    text_config: LlamaConfig,
+    vision_config: CLIPVisionConfig,
+    dtype: torch.dtype,
+    **kwargs,
+) -> PreTrainedConfig:
+    """The new model's config. `vision_config` has as many layers as are used; `kwargs` are the compressor's."""
+    text_config.dtype = vision_config.dtype = dtype
+    is_full = original.get("mm_vision_select_feature") == "cls_patch"
+    try:
+        return config_class(
+            text_config=text_config,
+            vision_config=vision_config,
+            vision_feature_select_strategy="full" if is_full else "default",
+            dtype=dtype,
+            **kwargs,
+        )
+    except (TypeError, ValueError) as error:
+        raise ConversionError(f"The checkpoint does not make a valid configuration: {error}") from error
+
+
+def generation_config(folder: Path, text_config: LlamaConfig, pad_token_id: int) -> GenerationConfig:
+    """The special tokens only: sampling settings of the original would take over greedy calls."""
+    original = read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    ids = {}
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids[name] = original[name] if original.get(name) is not None else getattr(text_config, name)
+    if ids["pad_token_id"] is None or ids["pad_token_id"] < 0:
+        ids["pad_token_id"] = pad_token_id
+    return GenerationConfig(**ids)
+
+
+def llava_image_processor(original: dict, vision_folder: Path | None, image_size: int) -> LlavaImageProcessorPil:
+    """The image processor, with the vision tower's own preprocessing where its folder says what that is."""
+    settings = {"size": {"shortest_edge": image_size}, "crop_size": {"height": image_size, "width": image_size}}
+    if vision_folder is not None and (vision_folder / "preprocessor_config.json").is_file():
+        saved = read_json(vision_folder / "preprocessor_config.json")
+        settings.update({name: saved[name] for name in PIXEL_SETTINGS if name in saved})
+    return LlavaImageProcessorPil(**settings, do_pad=original.get("image_aspect_ratio") == "pad")
