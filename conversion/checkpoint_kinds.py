@@ -37,7 +37,10 @@ class CheckpointKind(NamedTuple):
 MQT_LLAVA = CheckpointKind(
     "MQT-LLaVA", "convert_mqt_llava_weights_to_hf.py", "query_abstractor", "query", "query_abstractor.bin"
 )
-KINDS = (MQT_LLAVA,)
+QUECC_LLAVA = CheckpointKind(
+    "QueCC-LLaVA", "convert_quecc_weights_to_hf.py", "mm_projector", "0.clip_attn.in_proj_weight", "mm_projector.bin"
+)
+KINDS = (MQT_LLAVA, QUECC_LLAVA)
 
 
 def refuse_other_kinds(checkpoint: CheckpointReader, kind: CheckpointKind) -> None:
