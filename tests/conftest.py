@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import FIXTURES, GOLDEN_NAMES, tiny_config
+from helpers import FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME, tiny_config
 
 from mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaProcessor
 
@@ -20,6 +20,16 @@ def converted(tmp_path_factory):
         folders[name] = tmp_path_factory.mktemp("converted") / name
         main(["--input", str(FIXTURES / name), "--output", str(folders[name])])
     return folders
+
+
+@pytest.fixture(scope="session")
+def converted_quecc(tmp_path_factory):
+    """Folder of the converted golden QueCC checkpoint."""
+    from convert_quecc_weights_to_hf import main
+
+    folder = tmp_path_factory.mktemp("converted") / QUECC_GOLDEN_NAME
+    main(["--input", str(FIXTURES / QUECC_GOLDEN_NAME), "--output", str(folder)])
+    return folder
 
 
 @pytest.fixture(scope="session")

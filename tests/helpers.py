@@ -8,6 +8,7 @@ from mqt_llava import MQTLlavaConfig
 REPOSITORY = Path(__file__).parents[1]
 FIXTURES = REPOSITORY / "tests" / "fixtures"
 GOLDEN_NAMES = ("mqt_llava_original_tiny", "mqt_llava_original_tiny_legacy_false")
+QUECC_GOLDEN_NAME = "quecc_original_tiny"
 
 
 VISION_CONFIG = {
