@@ -12,9 +12,16 @@ def original(tmp_path):
 
 
 @pytest.fixture
-def convert(tmp_path):
-    """Runs the command line, and gives the folder that it made."""
+def main():
+    """The command, which the tests of another replace."""
     from convert_mqt_llava_weights_to_hf import main
+
+    return main
+
+
+@pytest.fixture
+def convert(main, tmp_path):
+    """Runs the command line, and gives the folder that it made."""
 
     def run(source, *options, output="converted"):
         main(["--input", str(source), "--output", str(tmp_path / output), *map(str, options)])

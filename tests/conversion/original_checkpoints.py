@@ -5,19 +5,22 @@ import shutil
 from pathlib import Path
 
 import torch
+from checkpoint_reader import CheckpointReader
 from helpers import FIXTURES, GOLDEN_NAMES
+from transformers import LlamaConfig, LlamaForCausalLM
 
 
 RESAMPLER = "model.query_abstractor."
+PROJECTOR = "model.mm_projector."
 VISION = "model.vision_tower.vision_tower."
 
 
 class Original:
     """A copy of a golden checkpoint that a test may change: `tensors` and `config` are written by `save`."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, name: str = GOLDEN_NAMES[0]):
         self.folder = folder
-        shutil.copytree(FIXTURES / GOLDEN_NAMES[0], folder, ignore=shutil.ignore_patterns("golden.*", "images"))
+        shutil.copytree(FIXTURES / name, folder, ignore=shutil.ignore_patterns("golden.*", "images"))
         self.tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
         self.config = json.loads((folder / "config.json").read_text())
 
@@ -33,3 +36,33 @@ class Original:
     def without_weights(self) -> "Original":
         (self.folder / "pytorch_model.bin").unlink()
         return self
+
+    def part(self, prefix: str) -> dict[str, torch.Tensor]:
+        return {name: tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+
+    def to_stage_1(self, compressor: str, language_folder: Path) -> "Original":
+        """Keeps the compressor alone, and saves the language model into a folder as transformers does."""
+        names = "hidden_size intermediate_size num_hidden_layers num_attention_heads rms_norm_eps vocab_size".split()
+        language_model = LlamaForCausalLM(
+            LlamaConfig(
+                **{name: self.config[name] for name in names},
+                max_position_embeddings=4096,
+                pad_token_id=0,
+                dtype=torch.float32,
+            )
+        )
+        language_model.load_state_dict(
+            {name: tensor for name, tensor in self.tensors.items() if not name.startswith((VISION, compressor))}
+        )
+        language_model.save_pretrained(language_folder)
+        for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
+            shutil.move(self.folder / name, language_folder / name)
+        self.tensors = self.part(compressor)
+        return self.without_weights()
+
+
+def assert_same_tensors(folder, expected):
+    reader = CheckpointReader(folder)
+    assert set(reader.keys()) == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(reader.tensor(name), tensor), name

@@ -1,22 +1,14 @@
 import json
-import shutil
 
 import pytest
 import torch
 from checkpoint_reader import CheckpointReader
-from original_checkpoints import RESAMPLER, VISION
+from original_checkpoints import RESAMPLER, VISION, assert_same_tensors
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig
 
 from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration, MQTLlavaProcessor
-
-
-def assert_same_tensors(folder, expected):
-    reader = CheckpointReader(folder)
-    assert set(reader.keys()) == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(reader.tensor(name), tensor), name
 
 
 def split_in_two(tensors):
@@ -226,23 +218,7 @@ def test_vision_tower_out_of_a_whole_clip(original, convert, expected):
 @pytest.fixture
 def stage_1(original, tmp_path):
     """The original after stage 1, and its language model as transformers saves it."""
-    config = LlamaConfig(
-        **{name: original.config[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers")},
-        **{name: original.config[name] for name in ("num_attention_heads", "rms_norm_eps", "vocab_size")},
-        max_position_embeddings=4096,
-        pad_token_id=0,
-        dtype=torch.float32,
-    )
-    language_model = LlamaForCausalLM(config)
-    language_model.load_state_dict(
-        {name: tensor for name, tensor in original.tensors.items() if not name.startswith((VISION, RESAMPLER))}
-    )
-    language_model.save_pretrained(tmp_path / "vicuna")
-    for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.move(original.folder / name, tmp_path / "vicuna" / name)
-    original.tensors = {name: tensor for name, tensor in original.tensors.items() if name.startswith(RESAMPLER)}
-    original.without_weights()
-    return original, tmp_path / "vicuna"
+    return original.to_stage_1(RESAMPLER, tmp_path / "vicuna"), tmp_path / "vicuna"
 
 
 @pytest.mark.parametrize("prefix", ["", "base_model.model."])
