@@ -1,10 +1,10 @@
-"""Small random configurations of MQT-LLaVA and LLaVA, with many kinds of vision towers and decoders."""
+"""Small random configurations of MQT-LLaVA, QueCC-LLaVA and LLaVA, with many kinds of vision towers and decoders."""
 
 import random
 
 from transformers import AutoConfig, LlavaConfig, PreTrainedConfig
 
-from mqt_llava import MQTLlavaConfig
+from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
 
 
 VOCABULARY, IMAGE_TOKEN_ID = 101, 100
@@ -72,6 +72,25 @@ def random_mqt_config(seed: int) -> MQTLlavaConfig:
         max_visual_tokens=rng.choice((4, 9, 16, 25)),
         resampler_num_attention_heads=rng.choice((1, 2, 4)),
         vision_feature_layer=layer,
+    )
+
+
+def random_quecc_config(seed: int) -> QueCCLlavaConfig:
+    rng = random.Random(2000 + seed)
+    vision_config = random_vision_config(rng, VISION_TOWERS[seed % len(VISION_TOWERS)])
+    side, layers = vision_config.image_size // vision_config.patch_size, vision_config.num_hidden_layers
+
+    def layer():
+        return rng.randint(1, layers) * rng.choice((1, -1))
+
+    return QueCCLlavaConfig(
+        vision_config=vision_config,
+        text_config=random_text_config(rng, DECODERS[seed % len(DECODERS)]),
+        image_token_id=IMAGE_TOKEN_ID,
+        kernel_size=rng.choice([kernel for kernel in range(1, side + 1) if side % kernel == 0]),
+        resampler_num_attention_heads=rng.choice((1, 2, 4)),
+        vision_feature_layer=layer(),
+        vision_context_layers=[layer() for _ in range(rng.randint(1, 4))],
     )
 
 

@@ -9,7 +9,7 @@ from helpers import tiny_config
 from random_configs import random_mqt_config
 from transformers import LlavaConfig
 
-from mqt_llava import MQTLlavaConfig
+from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
 from mqt_llava.planning import Curve, Profile, largest_budget, request_cost
 
 
@@ -109,6 +109,7 @@ def test_a_profile_without_a_limit_of_seconds():
         largest_budget(config, flops=1e12, profile=made_up_profile(config), text_tokens=5)
 
 
-def test_llava_has_no_budget():
-    with pytest.raises(ValueError, match="'llava' has no choice"):
-        largest_budget(LlavaConfig(), flops=1e15, text_tokens=5)
+@pytest.mark.parametrize("config", [LlavaConfig(), QueCCLlavaConfig()], ids=lambda config: config.model_type)
+def test_models_with_a_fixed_number_have_no_budget(config):
+    with pytest.raises(ValueError, match=f"'{config.model_type}' has no choice of visual tokens"):
+        largest_budget(config, flops=1e15, text_tokens=5)

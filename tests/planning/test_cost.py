@@ -2,20 +2,21 @@
 
 import random
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers import tiny_config
-from random_configs import IMAGE_TOKEN_ID, random_llava_config, random_mqt_config
+from random_configs import IMAGE_TOKEN_ID, random_llava_config, random_mqt_config, random_quecc_config
 from tiny_models import random_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig
 
-from mqt_llava import MQTLlavaConfig
+from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
 from mqt_llava.planning import request_cost
 
 
-COMPRESSORS = {"mqt_llava": "resampler", "llava": "multi_modal_projector"}
+COMPRESSORS = {"mqt_llava": "resampler", "quecc_llava": "resampler", "llava": "multi_modal_projector"}
 
 
 def build(config, dtype=torch.float32):
@@ -26,8 +27,13 @@ def build(config, dtype=torch.float32):
     return model
 
 
-def make_inputs(config, rows: int, counts: list[int], text_tokens: int) -> dict[str, torch.Tensor]:
-    """Prompts of equal length that begin with their images, for each as many placeholders as `counts` says."""
+def make_inputs(
+    config, rows: int, counts: list[int], text_tokens: int, query_tokens: int | None = None
+) -> dict[str, torch.Tensor]:
+    """
+    Prompts of equal length that begin with their images, for each as many placeholders as `counts` says. The last
+    question is the longest.
+    """
     size, channels = config.vision_config.image_size, config.vision_config.num_channels
     prompt = [IMAGE_TOKEN_ID] * sum(counts) + [3 + i for i in range(text_tokens)]
     input_ids = torch.tensor([prompt] * rows)
@@ -35,22 +41,31 @@ def make_inputs(config, rows: int, counts: list[int], text_tokens: int) -> dict[
     inputs["pixel_values"] = torch.randn(rows * len(counts), channels, size, size)
     if config.model_type == "mqt_llava":
         inputs["visual_token_counts"] = torch.tensor(counts * rows)
+    if query_tokens is not None:
+        inputs["query_input_ids"] = torch.randint(3, IMAGE_TOKEN_ID, (rows * len(counts), query_tokens))
+        inputs["query_attention_mask"] = torch.ones_like(inputs["query_input_ids"])
+        inputs["query_attention_mask"][:-1, : query_tokens // 2] = 0
     return inputs
 
 
 def run_and_count(model, inputs, new_tokens):
-    """FLOPs of a `generate` that is really run, in total and of the image's parts, and the cache it leaves."""
-    parts, hooks = {}, []
+    """
+    FLOPs of a `generate` that is really run, in total and of the image's parts, and the cache it leaves. The decoder
+    reads prompts as embeddings, only a question alone as ids.
+    """
+    parts, hooks = {"question": 0}, []
     with FlopCounterMode(display=False) as counter:
         for name, module in model.model.named_children():
 
-            def start(*_, name=name):
+            def start(module, args, kwargs, name=name):
+                name = "question" if "input_ids" in kwargs else name
                 parts[name] = parts.get(name, 0) - counter.get_total_flops()
 
-            def end(*_, name=name):
-                parts[name] += counter.get_total_flops()
+            def end(module, args, kwargs, outputs, name=name):
+                parts["question" if "input_ids" in kwargs else name] += counter.get_total_flops()
 
-            hooks += [module.register_forward_pre_hook(start), module.register_forward_hook(end)]
+            hooks.append(module.register_forward_pre_hook(start, with_kwargs=True))
+            hooks.append(module.register_forward_hook(end, with_kwargs=True))
         output = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, return_dict_in_generate=True)
     for hook in hooks:
         hook.remove()
@@ -62,12 +77,13 @@ def check_cost(config, seed, counts_of):
     rng = random.Random(seed)
     batch_size, num_images, new_tokens = rng.randint(1, 3), rng.randint(1, 3), rng.randint(2, 6)
     text_tokens = rng.randint(1, 20)
+    query_tokens = rng.randint(1, 20) if config.model_type == "quecc_llava" else None
     request = {"batch_size": batch_size, "num_images": num_images, "text_tokens": text_tokens}
     counts, num_visual_tokens = counts_of(rng, num_images)
-    request["num_visual_tokens"] = num_visual_tokens
+    request |= {"num_visual_tokens": num_visual_tokens, "query_tokens": query_tokens}
     cost = request_cost(config, new_tokens=new_tokens, **request)
     model = build(config)
-    inputs = make_inputs(config, batch_size, counts, text_tokens)
+    inputs = make_inputs(config, batch_size, counts, text_tokens, query_tokens)
     assert cost.prompt_tokens == inputs["input_ids"].shape[1]
 
     total, parts, cache = run_and_count(model, inputs, new_tokens)
@@ -75,7 +91,8 @@ def check_cost(config, seed, counts_of):
     compressor = COMPRESSORS[config.model_type]
     assert cost.flops.vision_tower == parts["vision_tower"]
     assert cost.flops.compressor == parts[compressor]
-    images = cost.flops.vision_tower + cost.flops.compressor
+    assert cost.flops.question == parts["question"] and (query_tokens is None or cost.flops.question > 0)
+    images = cost.flops.vision_tower + cost.flops.compressor + cost.flops.question
     assert cost.flops.prefill + cost.flops.decode == total - images
     prefill_only, _, _ = run_and_count(model, inputs, 1)
     assert cost.flops.prefill == prefill_only - images
@@ -125,6 +142,12 @@ def test_llava_costs_what_is_counted(seed):
     check_cost(config, seed, lambda rng, num_images: ([tokens] * num_images, None))
 
 
+@pytest.mark.parametrize("seed", range(28))
+def test_quecc_llava_costs_what_is_counted(seed):
+    config = random_quecc_config(seed)
+    check_cost(config, seed, lambda rng, num_images: ([config.num_visual_tokens] * num_images, None))
+
+
 def test_by_default_an_image_has_all_visual_tokens():
     config = tiny_config()
     cost = request_cost(config, text_tokens=5)
@@ -146,11 +169,15 @@ def test_bytes_follow_the_dtype():
     assert request_cost(config, text_tokens=5) == half
 
 
-@pytest.mark.parametrize("config", [MQTLlavaConfig(), LlavaConfig()], ids=lambda config: config.model_type)
-def test_models_of_7b_weigh_what_they_hold(config):
+@pytest.mark.parametrize(
+    "config, query_tokens",
+    [(MQTLlavaConfig(), None), (QueCCLlavaConfig(), 1), (LlavaConfig(), None)],
+    ids=["mqt_llava", "quecc_llava", "llava"],
+)
+def test_models_of_7b_weigh_what_they_hold(config, query_tokens):
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).bfloat16()
-    check_weights(model, request_cost(config, text_tokens=1, dtype=torch.bfloat16))
+    check_weights(model, request_cost(config, text_tokens=1, query_tokens=query_tokens, dtype=torch.bfloat16))
 
 
 def test_flops_of_7b_from_first_principles():
@@ -187,11 +214,40 @@ def test_kinds_whose_costs_are_not_known():
     check(tiny_config(text_config={"model_type": "mamba", "vocab_size": 100}), "'mamba'.*llama, mistral.*gpt_neox")
     vision_config = {"model_type": "vit", "image_size": 28, "patch_size": 7}
     check(tiny_config(vision_config=vision_config), "'vit'.*clip_vision_model, siglip")
-    check(AutoConfig.for_model("llama"), "'llama'.*mqt_llava, llava")
+    check(AutoConfig.for_model("llama"), "'llama'.*mqt_llava, quecc_llava, llava")
     check(tiny_config(vision_feature_layer=4), "`vision_feature_layer` is 4.*3 layers")
     check(tiny_config(vision_feature_select_strategy="full"), "17 tokens per image.*no square")
 
 
-def test_llava_has_no_choice_of_visual_tokens():
-    with pytest.raises(ValueError, match="leave it out"):
+def test_some_models_have_no_choice_of_visual_tokens():
+    with pytest.raises(ValueError, match="LLaVA's follows from its configuration: leave it out"):
         request_cost(LlavaConfig(), text_tokens=5, num_visual_tokens=64)
+    with pytest.raises(ValueError, match="QueCC-LLaVA's follows from its configuration: leave it out"):
+        request_cost(QueCCLlavaConfig(), text_tokens=5, query_tokens=3, num_visual_tokens=16)
+
+
+def test_a_longer_question_costs_a_pass_and_nothing_else():
+    short, long = (
+        request_cost(QueCCLlavaConfig(), text_tokens=60, num_images=2, query_tokens=length) for length in (1, 24)
+    )
+    assert replace(long.flops, question=short.flops.question) == short.flops
+    assert replace(long, flops=short.flops) == short
+    assert long.flops.question / (2 * 24) == pytest.approx(2 * 6.5e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "config, query_tokens, error, message",
+    [
+        (QueCCLlavaConfig(), None, ValueError, "`query_tokens` is missing: QueCC-LLaVA"),
+        (QueCCLlavaConfig(), 0, ValueError, "`query_tokens` is 0, but must be at least 1"),
+        (QueCCLlavaConfig(), 2.0, TypeError, "`query_tokens` is 2.0, but must be an integer"),
+        (MQTLlavaConfig(), 5, ValueError, "`query_tokens` is 5, but a 'mqt_llava' encodes images without a question"),
+        (LlavaConfig(), 5, ValueError, "`query_tokens` is 5, but a 'llava' encodes images without a question"),
+        (QueCCLlavaConfig(vision_context_layers=[12, 25]), 5, ValueError, "`vision_context_layers` has 25.*24 layers"),
+        (QueCCLlavaConfig(vision_feature_layer=0), 5, ValueError, "`vision_feature_layer` is 0.*24 layers"),
+        (QueCCLlavaConfig(vision_feature_select_strategy="full"), 5, ValueError, "577 tokens per image.*no square"),
+    ],
+)
+def test_impossible_questions(config, query_tokens, error, message):
+    with pytest.raises(error, match=message):
+        request_cost(config, text_tokens=5, query_tokens=query_tokens)

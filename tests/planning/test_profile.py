@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from helpers import tiny_config
-from random_configs import random_llava_config, random_mqt_config
+from random_configs import random_llava_config, random_mqt_config, random_quecc_config
 from tiny_models import random_model
 
 from mqt_llava.planning import Curve, Profile, largest_budget, measure_profile, profile, request_cost
@@ -50,6 +50,18 @@ def test_other_models_are_measured_from_their_configuration(config):
     assert measured.seconds(request_cost(config, text_tokens=9, new_tokens=3, dtype=torch.bfloat16)) > 0
     with pytest.raises(ValueError, match="bfloat16"):
         measured.seconds(request_cost(config, text_tokens=9, dtype=torch.float32))
+
+
+def test_a_question_takes_its_time():
+    config = random_quecc_config(4)
+    measured = measure_profile(config)
+
+    def seconds(query_tokens):
+        return measured.seconds(request_cost(config, text_tokens=9, query_tokens=query_tokens))
+
+    prefill = request_cost(config, text_tokens=9, query_tokens=200).flops.question
+    assert seconds(1) > measured.prefill.seconds[0] and seconds(200) > seconds(1)
+    assert seconds(200) - seconds(1) == pytest.approx(measured.prefill(prefill) - measured.prefill(0))
 
 
 def test_slow_models_are_not_timed_at_every_length(monkeypatch):

@@ -30,9 +30,13 @@ class Decoder:
     def num_weights(self) -> int:
         return self.blocks.num_weights + self.other_weights + self.head_weights * (1 if self.is_tied else 2)
 
+    def read_flops(self, length: int) -> int:
+        """`length` tokens, without logits."""
+        return self.blocks.flops(length, self.blocks.num_layers * length**2)
+
     def prefill_flops(self, length: int) -> int:
         """A prompt of `length` tokens, with logits for its last token alone, which is what `generate` asks for."""
-        return self.blocks.flops(length, self.blocks.num_layers * length**2) + 2 * self.head_weights
+        return self.read_flops(length) + 2 * self.head_weights
 
     def decode_flops(self, past: int, steps: int = 1) -> int:
         """`steps` tokens, one after the other, after `past` tokens in the cache."""

@@ -57,7 +57,7 @@ class Profile:
     """
     Args:
         images: Vision tower and what follows it, over the FLOPs of both.
-        prefill: Reading a prompt.
+        prefill: Reading a prompt, or the question that an image is encoded for.
         decode_step: One token of the answer, over the FLOPs of one.
         weight_bytes: Of the model that was measured, to tell it from others.
         dtype: Its dtype, such as `"float32"`.
@@ -84,6 +84,8 @@ class Profile:
                 f"but the request is of {cost.weight_bytes.total} bytes and batch size {cost.batch_size}."
             )
         seconds = self.images(cost.flops.vision_tower + cost.flops.compressor) + self.prefill(cost.flops.prefill)
+        if cost.flops.question:
+            seconds += self.prefill(cost.flops.question)
         if steps := cost.new_tokens - 1:
             seconds += steps * self.decode_step(cost.flops.decode / steps)
         return seconds
@@ -117,7 +119,7 @@ def measure_profile(
     Times a model's image path, prompts of several lengths and decoding, at batch size 1.
 
     Args:
-        model_or_config: MQT-LLaVA or LLaVA; from a configuration it is built with random weights.
+        model_or_config: MQT-LLaVA, QueCC-LLaVA or LLaVA; from a configuration it is built with random weights.
         device, dtype: Where to build it, by default on the CPU, and in what, by default the configuration's dtype or
             else torch's. A model is measured as it is.
 
@@ -128,10 +130,10 @@ def measure_profile(
         model, config = model_or_config, model_or_config.config
         if device is not None or dtype is not None:
             raise ValueError("`device` and `dtype` are for a configuration, but a model is given: move it yourself.")
-        request_cost(config, text_tokens=1)  # raises where costs are not known
+        _smallest_cost(config)  # raises where costs are not known
     else:
         config, dtype = model_or_config, dtype or model_or_config.dtype or torch.get_default_dtype()
-        request_cost(config, text_tokens=1)
+        _smallest_cost(config)
         with torch.device(device or "cpu"):
             model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     was_training = model.training
@@ -141,12 +143,18 @@ def measure_profile(
         images=_time_images(model),
         prefill=prefill,
         decode_step=decode_step,
-        weight_bytes=request_cost(config, text_tokens=1, dtype=model.dtype).weight_bytes.total,
+        weight_bytes=_smallest_cost(config, dtype=model.dtype).weight_bytes.total,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
     )
     model.train(was_training)
     return profile
+
+
+def _smallest_cost(config: PreTrainedConfig, **kwargs) -> RequestCost:
+    """A request of one token of text."""
+    query_tokens = 1 if getattr(config, "model_type", None) == "quecc_llava" else None
+    return request_cost(config, text_tokens=1, query_tokens=query_tokens, **kwargs)
 
 
 def _timed(function: Callable, device: torch.device) -> float:
@@ -165,17 +173,27 @@ def _median_time(function: Callable, device: torch.device) -> float:
 
 
 def _time_images(model: PreTrainedModel) -> Curve:
-    """One image and two, each as one visual token and as M where the model has the choice."""
+    """
+    One image and two, each as one visual token and as M where the model has the choice. QueCC's question is left out,
+    for its time is that of a prompt.
+    """
     config, points = model.config, []
     vision = config.vision_config
     size = vision.image_size if isinstance(vision.image_size, (list, tuple)) else (vision.image_size,) * 2
     budgets = sorted({1, config.max_visual_tokens}) if config.model_type == "mqt_llava" else [None]
+
+    def compress(pixels: torch.Tensor):
+        _, (patches, *context) = model.model.encode_patches(pixels)
+        question = patches.new_zeros(len(pixels), config.text_config.hidden_size)
+        return model.model.resampler(patches, torch.cat(context, dim=-1), question)
+
+    encode = compress if config.model_type == "quecc_llava" else model.get_image_features
     for num_images in (1, 2):
         pixels = torch.zeros(num_images, vision.num_channels, *size, dtype=model.dtype, device=model.device)
         for budget in budgets:
             arguments = (pixels,) if budget is None else (pixels, [budget] * num_images)
-            cost = request_cost(config, text_tokens=1, num_visual_tokens=budget, num_images=num_images)
-            seconds = _median_time(lambda arguments=arguments: model.get_image_features(*arguments), model.device)
+            cost = _smallest_cost(config, num_visual_tokens=budget, num_images=num_images)
+            seconds = _median_time(lambda arguments=arguments: encode(*arguments), model.device)
             points.append((cost.flops.vision_tower + cost.flops.compressor, seconds))
     return Curve.through(points)
 
