@@ -4,7 +4,7 @@ VENV = .venv
 OLDEST = .venv-oldest
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: help demo test test-oldest test-slow lint train-tiny evaluate-tiny compare-report calibrate-tiny bench-convert bench-training-step bench-first-token clean
+.PHONY: help demo test test-oldest test-slow lint train-tiny evaluate-tiny compare-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -47,6 +47,9 @@ bench-training-step: $(VENV)/.installed  ## Measure a training step against LLaV
 
 bench-first-token: $(VENV)/.installed  ## Measure first tokens, image path and adaptive budgets against LLaVA's (minutes on two cores)
 	$(VENV)/bin/python benchmarks/first_token.py --size full --output benchmarks/results/first_token.json
+
+bench-question-pass: $(VENV)/.installed  ## Measure first tokens of QueCC against MQT at the same number of tokens (minutes on two cores)
+	$(VENV)/bin/python benchmarks/question_pass.py --size full --output benchmarks/results/question_pass.json
 
 $(VENV)/.installed: requirements.txt setup.py
 	$(PYTHON) -m venv $(VENV)

@@ -95,7 +95,7 @@ def measure(models: Models, functions: dict[str, Callable], rounds: int, rng: ra
     figures, lengths = {}, []
 
     def note_length(module, args, kwargs):
-        lengths.append(kwargs["inputs_embeds"].shape[1])
+        lengths.append(kwargs.get("input_ids", kwargs.get("inputs_embeds")).shape[1])
 
     hook = models.mqt.model.language_model.register_forward_pre_hook(note_length, with_kwargs=True)
     for name, function in functions.items():
