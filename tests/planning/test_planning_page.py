@@ -7,8 +7,8 @@ import pytest
 from helpers import REPOSITORY
 from transformers import LlavaConfig
 
-from mqt_llava import MQTLlavaConfig
-from mqt_llava.planning import request_cost
+from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
+from mqt_llava.planning import largest_budget, request_cost
 from mqt_llava.planning.decoders import decoder
 
 
@@ -45,6 +45,21 @@ def test_the_constant_in_the_published_row():
     }
     for name, part in parts.items():
         assert f"| {name} | {part / 1e12:.3f} |" in PAGE
+
+
+def test_what_knowing_the_question_costs():
+    rows = re.findall(r"^\| (\d+) \| (\d+)" + r" \| ([\d.]+)" * 6 + r" \|$", PAGE, re.MULTILINE)
+    kernel_sizes = {36: 4, 16: 6, 4: 12, 1: 24}
+    assert [(int(row[0]), int(row[1])) for row in rows] == [(length, m) for length in (24, 100) for m in kernel_sizes]
+    for length, m, *shown in rows:
+        config, request = QueCCLlavaConfig(kernel_size=kernel_sizes[int(m)]), {"text_tokens": 40 + int(length)}
+        quecc = request_cost(config, query_tokens=int(length), **request).flops
+        mqt = request_cost(MQTLlavaConfig(), num_visual_tokens=int(m), **request).flops
+        same = largest_budget(MQTLlavaConfig(), flops=quecc.total, **request)
+        figures = [quecc.total, quecc.question, quecc.compressor, mqt.total]
+        figures = [f"{flops / 1e12:.3f}" for flops in figures] + [f"{quecc.total / mqt.total:.2f}", str(same)]
+        assert shown == figures
+        assert abs(same - (int(m) + int(length))) <= 1
 
 
 def test_the_snippets_run_when_pasted(monkeypatch, tmp_path, capsys):
