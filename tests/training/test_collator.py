@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conversations import answers_of, chat
 from helpers import FIXTURES, GOLDEN_NAMES, REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file
@@ -12,20 +13,6 @@ from torch.utils.data import DataLoader
 
 from mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaProcessor
 from mqt_llava.training import PLAIN_TEMPLATE, BudgetCollator, ConversationDataset, FixedBudget, UniformBudget
-
-
-def chat(*turns: str, images=(), id: str = "1") -> dict:
-    """A conversation whose first turn shows the images."""
-    messages = [
-        {"role": ("user", "assistant")[number % 2], "content": [{"type": "text", "text": turn}]}
-        for number, turn in enumerate(turns)
-    ]
-    messages[0]["content"] = [{"type": "image"} for _ in images] + messages[0]["content"]
-    return {"id": id, "messages": messages, "images": list(images)}
-
-
-def answers_of(processor, batch: dict) -> list[str]:
-    return [processor.tokenizer.decode(row[row != -100]) for row in batch["labels"]]
 
 
 def expected_inputs(processor, rows: list[dict], m: int) -> dict:

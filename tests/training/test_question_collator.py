@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from helpers import REPOSITORY
-from test_collator import answers_of, chat
+from conversations import answers_of, chat
 
 from mqt_llava import QueCCLlavaConfig, QueCCLlavaForConditionalGeneration, QueCCLlavaProcessor
 from mqt_llava.training import (
