@@ -27,6 +27,7 @@ setup(
         "eval": ["lmms-eval"],
         "demo": ["gradio"],
         "viz": ["matplotlib"],
+        "plan": ["scipy"],
         "dev": [
             "pytest",
             "pytest-xdist",
@@ -38,6 +39,7 @@ setup(
             "datasets",
             "bitsandbytes",
             "matplotlib",
+            "scipy",
         ],
     },
 )

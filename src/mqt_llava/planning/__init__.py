@@ -1,23 +1,33 @@
 """
-Planning: what a request costs before it is run, the most visual tokens that fit into a limit, and the confidence at
-which few of them suffice.
+Planning: what a request costs before it is run, the most visual tokens that fit into a limit, the confidence at
+which few of them suffice, and whether to spend a compute budget on parameters or on visual tokens.
 """
 
 from .budget import largest_budget
 from .calibration import Calibration, calibrate
 from .cost import FlopsByPart, RequestCost, WeightBytesByPart, request_cost
+from .observations import Observation, read_observations
 from .profile import Curve, Profile, measure_profile
+from .scaling_fit import ScalingFit, fit_scaling_law
+from .scaling_law import Optimum, ScalingLaw, request_flops
 
 
 __all__ = [
     "Calibration",
     "Curve",
     "FlopsByPart",
+    "Observation",
+    "Optimum",
     "Profile",
     "RequestCost",
+    "ScalingFit",
+    "ScalingLaw",
     "WeightBytesByPart",
     "calibrate",
+    "fit_scaling_law",
     "largest_budget",
     "measure_profile",
+    "read_observations",
     "request_cost",
+    "request_flops",
 ]
