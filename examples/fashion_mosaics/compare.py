@@ -22,7 +22,7 @@ import torch
 import transformers
 from mosaics import DATASET_FOLDER
 from torch.utils.flop_counter import FlopCounterMode
-from train import MosaicConversations, StagedCollator, TinyTrainingArguments, build_model, build_processor
+from train import MosaicConversations, TinyTrainingArguments, build_model, build_processor, collator
 
 from mqt_llava.training import MQTLlavaTrainer
 
@@ -61,9 +61,8 @@ def cost_of_nesting(data_folder: str) -> float:
         args = TinyTrainingArguments(budget=budget, position_steps=0, data_folder=data_folder, use_cpu=True)
         dataset = MosaicConversations(args)
         processor = build_processor(dataset)
-        collator = StagedCollator(processor, args)
-        trainer = MQTLlavaTrainer(build_model(processor), args, collator, train_dataset=dataset)
-        batch = collator([dataset[index] for index in range(args.per_device_train_batch_size)])
+        trainer = MQTLlavaTrainer(build_model(processor), args, collator(processor, args), train_dataset=dataset)
+        batch = trainer.data_collator([dataset[index] for index in range(args.per_device_train_batch_size)])
         with FlopCounterMode(display=False) as counter:
             trainer.compute_loss(trainer.model, batch).backward()
         flops.append(counter.get_total_flops())

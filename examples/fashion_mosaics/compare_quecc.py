@@ -5,8 +5,8 @@ A compressor that knows the question against one that does not, at 16, 4 and 1 v
 
 Trains and evaluates one elastic MQT and three QueCC (windows of 1, 2 and 4 patches) with every seed, each by
 train_compressor.py and evaluate.py, and collects what they measured in `results.jsonl`; runs that are finished already
-are not repeated. All start from the same vision tower and decoder and see the same conversations, a quarter of an hour
-or so each on one CPU core. `compare_quecc_report.py` makes the table and the figure.
+are not repeated. All start from the same vision tower and decoder and see the same conversations, ten minutes or so
+each on one CPU core. `compare_quecc_report.py` makes the table and the figure.
 """
 
 import argparse
@@ -63,8 +63,8 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("runs/compare-quecc"))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--mosaics", type=int, default=1000, help="held-out mosaics per model")
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--mosaics", type=int, default=500, help="held-out mosaics per model")
     parser.add_argument("--jobs", type=int, default=1, help="models trained at the same time")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each")
     parser.add_argument("--device", default="cpu")

@@ -128,12 +128,11 @@ class MosaicConversations(torch.utils.data.Dataset):
 
 
 class StagedCollator(BudgetCollator):
-    """Draws budgets only once single places have been learned at an early one."""
+    """Draws budgets only from a record on, and takes an early one until then."""
 
-    def __init__(self, processor: MQTLlavaProcessor, args: TinyTrainingArguments):
-        super().__init__(processor, parse_budget(args.budget), seed=args.seed)
-        self.early_budget = args.early_budget or processor.max_visual_tokens
-        self.first_drawn = args.position_steps * args.per_device_train_batch_size
+    def __init__(self, processor: MQTLlavaProcessor, budget: str, early_budget: int, first_drawn: int, seed: int):
+        super().__init__(processor, parse_budget(budget), seed=seed)
+        self.early_budget, self.first_drawn = early_budget, first_drawn
 
     def draw_budgets(self, record_ids: list[str]) -> list[int]:
         return super().draw_budgets(record_ids) if int(record_ids[0]) >= self.first_drawn else [self.early_budget]
@@ -223,6 +222,13 @@ def build_model(processor: MQTLlavaProcessor) -> MQTLlavaForConditionalGeneratio
     return MQTLlavaForConditionalGeneration(config)
 
 
+def collator(processor: MQTLlavaProcessor, args: TinyTrainingArguments) -> StagedCollator:
+    """m is random once single places have been learned."""
+    early_budget = args.early_budget or processor.max_visual_tokens
+    first_drawn = args.position_steps * args.per_device_train_batch_size
+    return StagedCollator(processor, args.budget, early_budget, first_drawn, args.seed)
+
+
 def main(argv: list[str] | None = None):
     (args,) = HfArgumentParser(TinyTrainingArguments).parse_args_into_dataclasses(argv)
     set_seed(args.seed)
@@ -231,7 +237,7 @@ def main(argv: list[str] | None = None):
     # What the weights were trained with goes on with them.
     processor = MQTLlavaProcessor.from_pretrained(last_checkpoint) if last_checkpoint else build_processor(dataset)
     model = build_model(processor)
-    trainer = MQTLlavaTrainer(model, args, StagedCollator(processor, args), train_dataset=dataset)
+    trainer = MQTLlavaTrainer(model, args, collator(processor, args), train_dataset=dataset)
     trainer.train(resume_from_checkpoint=last_checkpoint)
     trainer.save_model()
 

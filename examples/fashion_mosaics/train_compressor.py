@@ -3,7 +3,8 @@ Trains a new compressor, MQT's or QueCC's, between the vision tower and the deco
 
     python examples/fashion_mosaics/train_compressor.py --compressor quecc --kernel_size 2 --output_dir runs/quecc-4
 
-All three learn together. A conversation has one question, for that is what QueCC encodes an image for.
+All three learn together: at first to list what the picture shows, with all 16 tokens where there is a choice, then all
+kinds of questions. A conversation has one question, for that is what QueCC encodes an image for.
 """
 
 import random
@@ -14,6 +15,7 @@ import torch
 from mosaics import (
     DATASET_FOLDER,
     ask_columns,
+    ask_list,
     ask_most,
     ask_positions,
     ask_presence,
@@ -22,6 +24,7 @@ from mosaics import (
     load_items,
     to_messages,
 )
+from train import StagedCollator
 from transformers import HfArgumentParser, set_seed
 
 from mqt_llava import (
@@ -32,13 +35,13 @@ from mqt_llava import (
     QueCCLlavaForConditionalGeneration,
     QueCCLlavaProcessor,
 )
-from mqt_llava.training import MQTLlavaTrainer, MQTLlavaTrainingArguments, build_collator
+from mqt_llava.training import MQTLlavaTrainer, MQTLlavaTrainingArguments, QuestionCollator
 from mqt_llava.training.parts import PARTS
 
 
 EMBEDDED = str(Path(__file__).parents[2] / "model_cards" / "mqt-llava-tiny")
 # Where things are is asked as often as all the rest, for that takes longest to learn.
-QUESTIONS = (ask_positions,) * 4 + (ask_rows, ask_columns, ask_presence, ask_most)
+QUESTIONS = (ask_positions,) * 5 + (ask_list, ask_rows, ask_columns, ask_presence, ask_most)
 
 
 @dataclass
@@ -50,8 +53,12 @@ class CompressorTrainingArguments(MQTLlavaTrainingArguments):
     start_from: str = field(default=EMBEDDED, metadata={"help": "Whose vision tower and decoder to take."})
     data_folder: str = field(default=DATASET_FOLDER, metadata={"help": "Folder with Fashion-MNIST's four files."})
     max_steps: int = 800
+    list_steps: int = field(
+        default=250, metadata={"help": "Steps of listing alone, with as many tokens as there are."}
+    )
     per_device_train_batch_size: int = 64
     learning_rate: float = 1e-3
+    resampler_learning_rate: float = 3e-3
     weight_decay: float = 0.05
     warmup_steps: int = 50
     lr_scheduler_type: str = "cosine"
@@ -73,10 +80,11 @@ class OneQuestionConversations(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         rng = random.Random(f"{self.args.seed}-{index}")
+        is_early = index < self.args.list_steps * self.args.per_device_train_batch_size
         questions = []
         while not questions:  # of many mosaics there is nothing most of
             mosaic = draw_mosaic(rng, self.items)
-            questions = rng.choice(QUESTIONS)(rng, mosaic, 1)
+            questions = (ask_list if is_early else rng.choice(QUESTIONS))(rng, mosaic, 1)
         return {"id": str(index), "messages": to_messages(mosaic.image, questions)}
 
 
@@ -108,7 +116,11 @@ def main(argv: list[str] | None = None):
     (args,) = HfArgumentParser(CompressorTrainingArguments).parse_args_into_dataclasses(argv)
     set_seed(args.seed)
     model, processor = build_model_and_processor(args)
-    collator = build_collator(processor, args.budget, seed=args.seed)
+    if args.compressor == "quecc":
+        collator = QuestionCollator(processor, seed=args.seed)
+    else:
+        first_drawn = args.list_steps * args.per_device_train_batch_size
+        collator = StagedCollator(processor, args.budget, processor.max_visual_tokens, first_drawn, args.seed)
     trainer = MQTLlavaTrainer(model, args, collator, train_dataset=OneQuestionConversations(args))
     trainer.train()
     trainer.save_model()
