@@ -4,7 +4,7 @@ VENV = .venv
 OLDEST = .venv-oldest
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: help demo test test-oldest test-slow lint train-tiny evaluate-tiny compare-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law clean
+.PHONY: help demo test test-oldest test-slow lint train-tiny evaluate-tiny compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -38,6 +38,9 @@ calibrate-tiny: $(VENV)/.installed  ## Calibrate the embedded checkpoint's adapt
 
 compare-report: $(VENV)/.installed  ## Table and figure of one MQT model against QT models for each m, from logged results
 	$(RUN) examples/fashion_mosaics/compare_report.py
+
+compare-quecc-report: $(VENV)/.installed  ## Table and figure of QueCC against MQT, from logged results
+	$(RUN) examples/fashion_mosaics/compare_quecc_report.py
 
 scaling-law: $(VENV)/.installed  ## Fit the scaling law of parameters and visual tokens to the published scores
 	$(RUN) examples/scaling_law/scaling_law_report.py

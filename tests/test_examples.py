@@ -117,6 +117,26 @@ def test_models_are_compared_and_what_is_finished_is_not_repeated(dataset, tmp_p
         assert times.keys() == {"mqt-0", "qt_4-0"} and times == first_times.setdefault("times", times)
 
 
+@pytest.mark.slow
+def test_compressors_are_compared(dataset, tmp_path):
+    command = [sys.executable, REPOSITORY / "examples" / "fashion_mosaics" / "compare_quecc.py", "--output", tmp_path]
+    command += ["--data-folder", dataset, "--seeds", 0, "--mosaics", 2, "--variants", "mqt", "quecc_4", "--steps", 2]
+    subprocess.run(list(map(str, command)), check=True)
+    runs = {run["variant"]: run for run in map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())}
+    assert set(runs["mqt"]["evaluation"]["position"]["accuracy"]) == {"1", "4", "16"}
+    assert set(runs["quecc_4"]["evaluation"]["presence"]["accuracy"]) == {"4"}
+    assert runs["quecc_4"]["steps"] == 2
+
+
+def test_comparison_of_compressors_is_reported(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    from compare_quecc_report import main
+
+    main(["--figure", str(tmp_path / "figure.png")])
+    assert Image.open(tmp_path / "figure.png").size[0] > 700
+    assert capsys.readouterr().out.strip() in (REPOSITORY / "docs" / "quecc.md").read_text()
+
+
 def test_comparison_is_reported(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     from compare_report import main
