@@ -27,7 +27,8 @@ from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration, MQTLlava
 
 
 PACKAGE = Path(mqt_llava.__file__).parent
-MODEL_FILES = sorted(path.name for path in PACKAGE.glob("*_mqt_llava.py"))
+# What a saved folder holds, by kind of model.
+MODEL_FILES = sorted(path.name for kind in ("compressed", "mqt") for path in PACKAGE.glob(f"*_{kind}_llava.py"))
 QUESTIONS = ["What is this?", "Tell me a lot more about it."]
 ASK = {"max_new_tokens": 6, "return_full_text": False}
 
