@@ -14,21 +14,8 @@ from transformers.utils import ModelOutput
 from .adaptive_mqt_llava import AdaptiveBudget, read_budget
 from .climb_mqt_llava import can_reuse, climb, merge_states, split_prompts
 from .configuration_mqt_llava import check_num_visual_tokens
+from .modeling_compressed_llava import encoded_images
 from .prompt_mqt_llava import images_per_row, resize_prompt, restore_prompt, visual_tokens_per_image
-
-
-def encoded_images(mm_encoder_outputs: dict[str, ModelOutput] | None) -> ModelOutput | None:
-    """
-    What `mm_encoder_outputs` holds for images.
-
-    Raises:
-        ValueError: It is not of the form `{"image": output of get_image_features}`.
-    """
-    if unknown := set(mm_encoder_outputs or {}) - {"image"}:
-        raise ValueError(
-            f"`mm_encoder_outputs` has {sorted(unknown)}, but must be {{'image': output of get_image_features}}."
-        )
-    return (mm_encoder_outputs or {}).get("image")
 
 
 def cut_visual_tokens(image_outputs: ModelOutput, counts: list[int], is_kept: list[bool] | None = None) -> ModelOutput:

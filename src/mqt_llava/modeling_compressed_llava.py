@@ -54,6 +54,20 @@ class CompressedLlavaCausalLMOutputWithPast(ModelOutput):
     image_hidden_states: torch.Tensor | None = None
 
 
+def encoded_images(mm_encoder_outputs: dict[str, ModelOutput] | None) -> ModelOutput | None:
+    """
+    What `mm_encoder_outputs` holds for images.
+
+    Raises:
+        ValueError: It is not of the form `{"image": output of get_image_features}`.
+    """
+    if unknown := set(mm_encoder_outputs or {}) - {"image"}:
+        raise ValueError(
+            f"`mm_encoder_outputs` has {sorted(unknown)}, but must be {{'image': output of get_image_features}}."
+        )
+    return (mm_encoder_outputs or {}).get("image")
+
+
 class CompressedLlavaPreTrainedModel(PreTrainedModel):
     config: CompressedLlavaConfig
     base_model_prefix = "model"

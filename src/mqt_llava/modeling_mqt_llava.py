@@ -18,13 +18,14 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mqt_llava import MQTLlavaConfig, check_num_visual_tokens
-from .generation_mqt_llava import MQTLlavaGenerationMixin, cut_visual_tokens, encoded_images
+from .generation_mqt_llava import MQTLlavaGenerationMixin, cut_visual_tokens
 from .modeling_compressed_llava import (
     CompressedLlavaCausalLMOutputWithPast,
     CompressedLlavaForConditionalGeneration,
     CompressedLlavaModel,
     CompressedLlavaModelOutputWithPast,
     CompressedLlavaPreTrainedModel,
+    encoded_images,
 )
 from .prompt_mqt_llava import visual_tokens_per_image
 from .resampler_mqt_llava import MQTLlavaResampler, sine_cosine_positions

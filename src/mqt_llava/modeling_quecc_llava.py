@@ -18,13 +18,13 @@ from transformers.utils import TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_quecc_llava import QueCCLlavaConfig
-from .generation_mqt_llava import encoded_images
 from .modeling_compressed_llava import (
     CompressedLlavaCausalLMOutputWithPast,
     CompressedLlavaForConditionalGeneration,
     CompressedLlavaModel,
     CompressedLlavaModelOutputWithPast,
     CompressedLlavaPreTrainedModel,
+    encoded_images,
 )
 from .resampler_quecc_llava import QueCCLlavaResampler
 
