@@ -126,9 +126,11 @@ class CompressedLlavaModel(CompressedLlavaPreTrainedModel):
         self.used_vision_layers = []
         for layer in self.config.used_vision_layers:
             if not -num_layers <= layer <= num_layers or layer == 0:
+                is_first = layer == self.config.vision_feature_layer
+                name = "vision_feature_layer" if is_first else "vision_context_layers"
                 raise ValueError(
-                    f"`vision_feature_layer` is {layer}, but the vision tower has {num_layers} layers: allowed are "
-                    f"1..{num_layers} and -{num_layers}..-1."
+                    f"`{name}` is {getattr(self.config, name)}, but the vision tower has {num_layers} layers: allowed "
+                    f"are 1..{num_layers} and -{num_layers}..-1."
                 )
             self.used_vision_layers.append(layer if layer > 0 else num_layers + 1 + layer)
         num_used = max(self.used_vision_layers)
