@@ -202,8 +202,11 @@ class CompressedLlavaModel(CompressedLlavaPreTrainedModel):
             image_features = torch.cat(list(image_outputs.pooler_output)).to(inputs_embeds.device, inputs_embeds.dtype)
             placeholder_mask = placeholder_mask.unsqueeze(-1).to(inputs_embeds.device)
             torch_compilable_check(
-                placeholder_mask.sum() * inputs_embeds.shape[-1] == image_features.numel(),
-                "Image features and image tokens do not match",
+                placeholder_mask.sum() == len(image_features),
+                lambda: (
+                    f"Image features and image tokens do not match: {int(placeholder_mask.sum())} image tokens in the "
+                    f"prompts, {len(image_features)} visual tokens."
+                ),
             )
             inputs_embeds = inputs_embeds.masked_scatter(placeholder_mask, image_features)
 
