@@ -90,6 +90,20 @@ class QueCCLlavaConfig(CompressedLlavaConfig):
         return [self.vision_feature_layer, *self.vision_context_layers]
 
 
+def check_fixed_number(num_visual_tokens: int | None, fixed: int) -> None:
+    """
+    Refuses what MQT-LLaVA allows, to ask for any number of visual tokens; that very number, or None, is no other.
+
+    Raises:
+        ValueError: It is another number.
+    """
+    if num_visual_tokens is not None and (isinstance(num_visual_tokens, list) or num_visual_tokens != fixed):
+        raise ValueError(
+            f"`num_visual_tokens` is {num_visual_tokens!r}, but every image gets {fixed} visual tokens: the model's "
+            "`kernel_size` fixes their number. Leave it out."
+        )
+
+
 QueCCLlavaConfig.register_for_auto_class()
 
 __all__ = ["QueCCLlavaConfig"]

@@ -6,6 +6,7 @@ The contract: an image is encoded for one question, and into a number of visual 
 decoder reads the question twice: alone, without gradients, for the compressor, and behind the visual tokens.
 """
 
+import copy
 import math
 
 import torch
@@ -17,7 +18,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_quecc_llava import QueCCLlavaConfig
+from .configuration_quecc_llava import QueCCLlavaConfig, check_fixed_number
 from .modeling_compressed_llava import (
     CompressedLlavaCausalLMOutputWithPast,
     CompressedLlavaForConditionalGeneration,
@@ -178,6 +179,56 @@ class QueCCLlavaForConditionalGeneration(QueCCLlavaPreTrainedModel, CompressedLl
     ) -> tuple | BaseModelOutputWithPooling:
         """See [`QueCCLlavaModel.get_image_features`]."""
         return self.model.get_image_features(pixel_values, query_input_ids, query_attention_mask, **kwargs)
+
+    def generate(self, inputs=None, generation_config=None, *args, num_visual_tokens: int | None = None, **kwargs):
+        """
+        As [`~GenerationMixin.generate`]. With a filled `past_key_values` and the images of the whole conversation, the
+        images that the cache holds stay as they were encoded, for the questions that they were shown with.
+
+        Raises:
+            ValueError: `num_visual_tokens` is another number than the model's.
+        """
+        for config in (generation_config, self.generation_config):
+            if num_visual_tokens is None:
+                num_visual_tokens = getattr(config, "num_visual_tokens", None)
+        check_fixed_number(num_visual_tokens, self.config.num_visual_tokens)
+        if kwargs.get("mm_encoder_outputs"):
+            if kwargs.get("pixel_values") is not None:
+                raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
+            # In an object of its own: beams and dropped images change it.
+            kwargs["mm_encoder_outputs"] = {"image": copy.copy(encoded_images(kwargs["mm_encoder_outputs"]))}
+        # An assistant model gets a copy of the main model's configuration, and images that it does not have yet.
+        if generation_config is None or not generation_config.is_assistant:
+            self._drop_cached_images(kwargs.get("input_ids") if inputs is None else inputs, kwargs)
+        return super().generate(inputs, generation_config, *args, **kwargs)
+
+    def _drop_cached_images(self, prompt: torch.LongTensor | None, kwargs: dict) -> None:
+        """Drops the images that are in the cache, where those of the whole conversation are passed."""
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        past_length = 0 if cache is None else cache.get_seq_length()
+        if not past_length or prompt is None or prompt.shape[1] <= past_length:
+            return
+        if mask is not None and mask.shape != prompt.shape:
+            return
+        is_new = []
+        for row in self.model.get_placeholder_mask(prompt, None):
+            num_images, num_cached = (int(x.sum()) // self.config.num_visual_tokens for x in (row, row[:past_length]))
+            is_new += [index >= num_cached for index in range(num_images)]
+
+        image_outputs = encoded_images(kwargs.get("mm_encoder_outputs"))
+        images = kwargs.get("pixel_values") if image_outputs is None else image_outputs.pooler_output
+        if images is None or len(images) != len(is_new):
+            return
+        names = ("pixel_values", "query_input_ids", "query_attention_mask")
+        if not any(is_new):
+            for name in (*names, "mm_encoder_outputs"):
+                kwargs.pop(name, None)
+        elif image_outputs is not None:
+            image_outputs["pooler_output"] = [tokens for tokens, new in zip(images, is_new) if new]
+        else:
+            for name in names:
+                if kwargs.get(name) is not None:
+                    kwargs[name] = kwargs[name][torch.tensor(is_new)]
 
     @can_return_tuple
     def forward(
