@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mqt_llava import MQTLlavaConfig
+from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -25,3 +25,9 @@ def tiny_config(**kwargs) -> MQTLlavaConfig:
     """28-pixel images in 16 patches, M = 16, a vocabulary of 100 with `<image>` = 99."""
     defaults = {"vision_config": VISION_CONFIG, "text_config": TEXT_CONFIG}
     return MQTLlavaConfig(**{**defaults, "image_token_id": 99, "max_visual_tokens": 16, **kwargs})
+
+
+def tiny_quecc_config(**kwargs) -> QueCCLlavaConfig:
+    """28-pixel images in 16 patches, windows of 2 x 2, so 4 visual tokens; a vocabulary of 100 with `<image>` = 99."""
+    defaults = {"vision_config": VISION_CONFIG, "text_config": TEXT_CONFIG, "vision_context_layers": [1, 2]}
+    return QueCCLlavaConfig(**{**defaults, "image_token_id": 99, "kernel_size": 2, **kwargs})

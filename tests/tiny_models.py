@@ -1,10 +1,15 @@
 """Small random models and prompts for them."""
 
 import torch
-from helpers import TEXT_CONFIG, tiny_config
+from helpers import TEXT_CONFIG, tiny_config, tiny_quecc_config
 from transformers import AutoConfig, PreTrainedConfig
 
-from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration
+from mqt_llava import (
+    MQTLlavaConfig,
+    MQTLlavaForConditionalGeneration,
+    QueCCLlavaConfig,
+    QueCCLlavaForConditionalGeneration,
+)
 
 
 IMAGE_TOKEN_ID = 99
@@ -24,6 +29,15 @@ def random_model(config: MQTLlavaConfig | None = None, seed: int = 0) -> MQTLlav
     model = MQTLlavaForConditionalGeneration(config or tiny_config()).eval()
     enlarge_weights(model)
     model.generation_config.eos_token_id = None  # so that every answer has the length that was asked for
+    return model
+
+
+def random_quecc_model(config: QueCCLlavaConfig | None = None, seed: int = 0) -> QueCCLlavaForConditionalGeneration:
+    """A model whose weights are large enough for images and questions to change the answer."""
+    torch.manual_seed(seed)
+    model = QueCCLlavaForConditionalGeneration(config or tiny_quecc_config()).eval()
+    enlarge_weights(model)
+    model.generation_config.eos_token_id = None
     return model
 
 
@@ -57,6 +71,37 @@ def random_inputs(*rows: list[int], image_size: int = 28) -> dict[str, torch.Ten
     if counts := [count for row in rows for count in row]:
         inputs["pixel_values"] = random_pixels(len(counts), image_size)
         inputs["visual_token_counts"] = torch.tensor(counts)
+    return inputs
+
+
+def pad(rows: list[list[int]], side: str = "left") -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask."""
+    length = max(map(len, rows))
+    padding = [[0] * (length - len(row)) for row in rows]
+    if side == "left":
+        ids = [zeros + row for zeros, row in zip(padding, rows)]
+        mask = [zeros + [1] * len(row) for zeros, row in zip(padding, rows)]
+    else:
+        ids = [row + zeros for zeros, row in zip(padding, rows)]
+        mask = [[1] * len(row) + zeros for zeros, row in zip(padding, rows)]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def random_quecc_inputs(
+    *rows: list[list[int]], side: str = "left", num_visual_tokens: int = 4
+) -> dict[str, torch.Tensor]:
+    """What a processor would give: a row is the question about each image in it, with text around them."""
+    tokens = []
+    for i, questions in enumerate(rows):
+        tokens.append([1, 11 + i])
+        for question in questions:
+            tokens[-1] += [IMAGE_TOKEN_ID] * num_visual_tokens + [*question, 31 + i]
+        tokens[-1] += [51 + i]
+    ids, mask = pad(tokens, side)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if questions := [[1, *question] for row in rows for question in row]:
+        inputs["pixel_values"] = random_pixels(len(questions))
+        inputs["query_input_ids"], inputs["query_attention_mask"] = pad(questions, side)
     return inputs
 
 
