@@ -61,6 +61,10 @@ class QueCCLlavaConfig(CompressedLlavaConfig):
     vision_context_layers: list[int] = field(default_factory=lambda: [12, 16, 22, 23])
 
     def __post_init__(self, **kwargs):
+        if not isinstance(self.vision_context_layers, (list, tuple)):
+            raise TypeError(
+                f"`vision_context_layers` is {self.vision_context_layers!r}, but must be a list of integers."
+            )
         self.vision_context_layers = list(self.vision_context_layers)
         if not self.vision_context_layers:
             raise ValueError("`vision_context_layers` is empty, but the keys and values need one layer at least.")
