@@ -78,26 +78,28 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
             ValueError: An image has no question behind it, or there is not one `query` for each image.
         """
         inputs = super().__call__(images=images, text=text, **kwargs)
-        if "pixel_values" not in inputs or text is None:
-            return inputs
-        num_images = len(inputs["pixel_values"])
+        num_images = len(inputs.get("pixel_values", []))
         if query is None:
-            questions = [
-                question
-                for prompt in ([text] if isinstance(text, str) else text)
-                for question in self.questions(prompt)
-            ]
+            prompts = [text] if isinstance(text, str) else text or []
+            questions = [question for prompt in prompts for question in self.questions(prompt)]
         else:
-            questions = [query] * num_images if isinstance(query, str) else list(query)
-        if len(questions) != num_images or not all(isinstance(question, str) and question for question in questions):
-            raise ValueError(
-                f"`query` is {query!r}, but must be a question, or a list of one question for each of the "
-                f"{num_images} images."
-            )
-        return_tensors = {**kwargs.get("text_kwargs", {}), **kwargs}.get("return_tensors")
-        tokens = self.tokenizer(questions, padding=True, return_tensors=return_tensors)
-        inputs["query_input_ids"] = tokens["input_ids"]
-        inputs["query_attention_mask"] = tokens["attention_mask"]
+            questions = [query] * num_images if isinstance(query, str) else query
+            if not (
+                isinstance(questions, (list, tuple))
+                and len(questions) == num_images
+                and all(isinstance(question, str) and question.strip() for question in questions)
+            ):
+                raise ValueError(
+                    f"`query` is {query!r}, but must be a question, or a list of one question for each of the "
+                    f"{num_images} images."
+                )
+        if questions:
+            # Text, also where it names the placeholder. Without padding where none is needed, for tokenizers without.
+            questions = [question.replace(self.image_token, "< image>") for question in questions]
+            return_tensors = {**kwargs.get("text_kwargs", {}), **kwargs}.get("return_tensors")
+            tokens = self.tokenizer(questions, padding=len(set(questions)) > 1, return_tensors=return_tensors)
+            inputs["query_input_ids"] = tokens["input_ids"]
+            inputs["query_attention_mask"] = tokens["attention_mask"]
         return inputs
 
     def questions(self, prompt: str) -> list[str]:
