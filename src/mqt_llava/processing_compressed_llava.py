@@ -85,6 +85,10 @@ class CompressedLlavaProcessor(ProcessorMixin):
         self.image_token = IMAGE_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
+    @staticmethod
+    def validate_init_kwargs(processor_config: dict, valid_kwargs: list[str]) -> tuple[dict, dict]:
+        return ProcessorMixin.validate_init_kwargs(processor_config, [*valid_kwargs, "num_visual_tokens"])
+
     def prepare_inputs_layout(self, images: ImageInput | None = None, text: TextInput | None = None, **kwargs):
         """Loads the images, into one flat list of RGB images; prompts without any are text alone."""
         is_batch = isinstance(text, (list, tuple))

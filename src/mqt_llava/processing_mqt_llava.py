@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import BatchFeature
 from transformers.image_utils import ImageInput
-from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin
+from transformers.processing_utils import ImagesKwargs, ProcessingKwargs
 from transformers.tokenization_utils_base import TextInput
 
 from .configuration_mqt_llava import check_max_visual_tokens, check_num_visual_tokens
@@ -71,10 +71,6 @@ class MQTLlavaProcessor(CompressedLlavaProcessor):
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "num_visual_tokens": self.num_visual_tokens}
-
-    @staticmethod
-    def validate_init_kwargs(processor_config: dict, valid_kwargs: list[str]) -> tuple[dict, dict]:
-        return ProcessorMixin.validate_init_kwargs(processor_config, [*valid_kwargs, "num_visual_tokens"])
 
     def prepare_inputs_layout(self, images: ImageInput | None = None, text: TextInput | None = None, **kwargs):
         images, *others = super().prepare_inputs_layout(images=images, text=text, **kwargs)

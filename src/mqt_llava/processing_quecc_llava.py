@@ -1,16 +1,31 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
 """Processor of QueCC-LLaVA: images and text in, and beside them the question that each image is asked."""
 
+from typing import Any
+
 from transformers import BatchFeature
 from transformers.image_utils import ImageInput
-from transformers.processing_utils import ProcessingKwargs
+from transformers.processing_utils import ImagesKwargs, ProcessingKwargs
 from transformers.tokenization_utils_base import TextInput
 
+from .configuration_compressed_llava import check_integer
+from .configuration_quecc_llava import check_fixed_number
 from .processing_compressed_llava import V1_CHAT_TEMPLATE, CompressedLlavaProcessor
+
+
+class QueCCLlavaImagesKwargs(ImagesKwargs, total=False):
+    """
+    num_visual_tokens (`int`, *optional*):
+        No choice, but what MQT-LLaVA's processor takes: any other number than the model's own is refused.
+    """
+
+    num_visual_tokens: Any  # checked by `check_fixed_number`, whose error says more than a type check's
 
 
 class QueCCLlavaProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {}  # asked for by releases before 5.20
+
+    images_kwargs: QueCCLlavaImagesKwargs
 
 
 class QueCCLlavaProcessor(CompressedLlavaProcessor):
@@ -50,6 +65,12 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
         answer_prefix: str = "ASSISTANT",
         **kwargs,
     ):
+        check_integer(max_visual_tokens, "max_visual_tokens")
+        if max_visual_tokens < 1:
+            raise ValueError(f"`max_visual_tokens` is {max_visual_tokens}, but must be 1 or more.")
+        check_fixed_number(kwargs.pop("num_visual_tokens", None), max_visual_tokens)
+        if not isinstance(answer_prefix, str) or not answer_prefix:
+            raise ValueError(f"`answer_prefix` is {answer_prefix!r}, but must be text that stands before answers.")
         super().__init__(image_processor, tokenizer, max_visual_tokens, chat_template, **kwargs)
         self.answer_prefix = answer_prefix
         # Written on saving anyhow; from the start, so that a processor equals what it is saved as.
@@ -75,7 +96,8 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
             `query_attention_mask`, `(images, length)`.
 
         Raises:
-            ValueError: An image has no question behind it, or there is not one `query` for each image.
+            ValueError: An image has no question behind it, there is not one `query` for each image, or
+                `num_visual_tokens` is another number than the model's own.
         """
         inputs = super().__call__(images=images, text=text, **kwargs)
         num_images = len(inputs.get("pixel_values", []))
@@ -122,7 +144,13 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
             questions += [question] * len(images)
         return questions
 
+    def prepare_inputs_layout(self, images: ImageInput | None = None, text: TextInput | None = None, **kwargs):
+        asked = {**kwargs.get("images_kwargs", {}), **kwargs}.get("num_visual_tokens")
+        check_fixed_number(asked, self.max_visual_tokens)
+        return super().prepare_inputs_layout(images=images, text=text, **kwargs)
+
     def _process_images(self, images: ImageInput, **kwargs) -> tuple[BatchFeature, list[str]]:
+        kwargs.pop("num_visual_tokens", None)
         kwargs.pop("input_data_format", None)  # no longer theirs: by now they are PIL images
         processed_images = self.image_processor(images, **kwargs)
         return processed_images, [self.image_token * self.max_visual_tokens] * len(images)
