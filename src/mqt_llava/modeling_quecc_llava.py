@@ -11,6 +11,7 @@ import math
 
 import torch
 from torch import nn
+from transformers import GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -110,7 +111,8 @@ class QueCCLlavaModel(QueCCLlavaPreTrainedModel, CompressedLlavaModel):
             given = "is missing" if query_input_ids is None else f"has {len(query_input_ids)} rows"
             raise ValueError(
                 f"`query_input_ids` {given} for {len(pixel_values)} images, but must hold the question of each image: "
-                "pass what the processor returns. (A pipeline's batches lose rows where prompts show several images.)"
+                "pass what the processor returns. (A pipeline's batches lose rows where prompts show several images; "
+                "without `batch_size` it works.)"
             )
         image_outputs, (patches, *context) = self.encode_patches(pixel_values, **kwargs)
         question = self.encode_questions(query_input_ids, query_attention_mask)
@@ -165,7 +167,9 @@ class QueCCLlavaModel(QueCCLlavaPreTrainedModel, CompressedLlavaModel):
         )
 
 
-class QueCCLlavaForConditionalGeneration(QueCCLlavaPreTrainedModel, CompressedLlavaForConditionalGeneration):
+class QueCCLlavaForConditionalGeneration(
+    QueCCLlavaPreTrainedModel, CompressedLlavaForConditionalGeneration, GenerationMixin
+):
     """QueCC-LLaVA with its language model head: answers questions about images that were encoded for them."""
 
     model_class = QueCCLlavaModel
