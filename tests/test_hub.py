@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from elsewhere import load_elsewhere
 from helpers import tiny_config
 from PIL import Image
 from transformers import (
@@ -108,72 +108,19 @@ def imported_modules(path: Path) -> set[str]:
     return modules - sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("name", MODEL_FILES)
+ALL_MODEL_FILES = sorted(path.name for path in PACKAGE.glob("*_llava.py"))
+
+
+@pytest.mark.parametrize("name", ALL_MODEL_FILES)
 def test_model_files_import_nothing_but_each_other_torch_transformers_and_pillow(name):
-    assert imported_modules(PACKAGE / name) <= {*MODEL_FILES, "torch", "transformers", "PIL"}
+    assert imported_modules(PACKAGE / name) <= {*ALL_MODEL_FILES, "torch", "transformers", "PIL"}
 
 
 # ---------------------------------------------------------------------------------------------- without the package
 
-LOAD = """
-import json, sys
-import numpy as np
-import torch
-from PIL import Image
-
-folder, resaved, is_blocked = sys.argv[1], sys.argv[2], sys.argv[3] == "blocked"
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "mqt_llava":
-            raise ModuleNotFoundError(name)
-
-if is_blocked:
-    sys.meta_path.insert(0, Blocker())
-else:
-    import mqt_llava
-
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
-
-torch.set_num_threads(1)
-trust = {"trust_remote_code": True}
-config = AutoConfig.from_pretrained(folder, **trust)
-base = AutoModel.from_pretrained(folder, **trust)
-model = AutoModelForImageTextToText.from_pretrained(folder, **trust)
-processor = AutoProcessor.from_pretrained(folder, **trust)
-pipe = pipeline("image-text-to-text", model=folder, **trust)
-
-image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
-prompt = "USER: <image>\\nWhat is this? ASSISTANT:"
-inputs = processor(images=image, text=prompt, num_visual_tokens=4, return_tensors="pt")
-with torch.no_grad():
-    logits = model(**inputs).logits[0, -1]
-    hidden_states = base(**inputs).last_hidden_state[0, -1]
-chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What is this?"}]}]
-answer = pipe(text=chat, max_new_tokens=6, return_full_text=False, generate_kwargs={"num_visual_tokens": 4})
-model.save_pretrained(resaved)
-processor.save_pretrained(resaved)
-print("RESULT", json.dumps({
-    "classes": [type(x).__name__ for x in (config, base, model, processor, pipe.model, pipe.processor)],
-    "modules": [type(x).__module__.split(".")[0] for x in (config, base, model, processor, pipe.model)],
-    "logits": logits.tolist(),
-    "hidden_states": hidden_states.tolist(),
-    "answer": answer[0]["generated_text"],
-}))
-"""
+ASKED = {"num_visual_tokens": 4}
 CLASS_NAMES = ["MQTLlavaConfig", "MQTLlavaModel", "MQTLlavaForConditionalGeneration", "MQTLlavaProcessor"]
 CLASS_NAMES += CLASS_NAMES[2:]
-
-
-def load_elsewhere(python, folder: Path, resaved: Path, package: str = "blocked") -> dict:
-    """Loads a folder by its own code in another process."""
-    environment = {**os.environ, "HF_MODULES_CACHE": str(resaved.parent / "modules"), "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run(
-        [str(python), "-c", LOAD, str(folder), str(resaved), package],
-        env=environment, cwd=resaved.parent, capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads(run.stdout.split("RESULT", 1)[1])
 
 
 def check_loaded(result: dict, folder: Path) -> None:
@@ -196,13 +143,13 @@ def check_loaded(result: dict, folder: Path) -> None:
 
 
 def test_trust_remote_code_does_no_harm_where_the_package_is_imported(folder, tmp_path):
-    result = load_elsewhere(sys.executable, folder, tmp_path / "resaved", package="imported")
+    result = load_elsewhere(sys.executable, folder, tmp_path / "resaved", ASKED, package="imported")
     assert set(result["modules"]) == {"mqt_llava"}
     check_loaded(result, folder)
 
 
 def test_a_folder_loads_without_the_package(folder, tmp_path):
-    result = load_elsewhere(sys.executable, folder, tmp_path / "resaved")
+    result = load_elsewhere(sys.executable, folder, tmp_path / "resaved", ASKED)
     assert set(result["modules"]) == {"transformers_modules"}
     check_loaded(result, folder)
 
@@ -212,7 +159,7 @@ def test_a_folder_loads_without_the_package(folder, tmp_path):
     for name in ("config.json", "processor_config.json"):
         saved, original = [json.loads((path / name).read_text())["auto_map"] for path in (resaved, folder)]
         assert saved == original
-    check_loaded(load_elsewhere(sys.executable, resaved, tmp_path / "again"), folder)
+    check_loaded(load_elsewhere(sys.executable, resaved, tmp_path / "again", ASKED), folder)
 
 
 @pytest.mark.slow
@@ -225,7 +172,7 @@ def test_a_folder_loads_in_a_clean_environment(folder, tmp_path):
     install = subprocess.run([python, "-m", "pip", "install", "-q", *wanted], capture_output=True, text=True)
     if install.returncode != 0:
         pytest.skip(f"pip cannot install {wanted}: {install.stderr[-500:]}")
-    check_loaded(load_elsewhere(python, folder, tmp_path / "resaved"), folder)
+    check_loaded(load_elsewhere(python, folder, tmp_path / "resaved", ASKED), folder)
 
 
 # --------------------------------------------------------------------------------------------------------- pipeline

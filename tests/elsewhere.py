@@ -1,0 +1,71 @@
+"""Folders that another process loads by the code that they hold."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+
+LOAD = """
+import json, sys
+import numpy as np
+import torch
+from PIL import Image
+
+folder, resaved, is_blocked, asked = sys.argv[1], sys.argv[2], sys.argv[3] == "blocked", json.loads(sys.argv[4])
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "mqt_llava":
+            raise ModuleNotFoundError(name)
+
+if is_blocked:
+    sys.meta_path.insert(0, Blocker())
+else:
+    import mqt_llava
+
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
+
+torch.set_num_threads(1)
+trust = {"trust_remote_code": True}
+config = AutoConfig.from_pretrained(folder, **trust)
+base = AutoModel.from_pretrained(folder, **trust)
+model = AutoModelForImageTextToText.from_pretrained(folder, **trust)
+processor = AutoProcessor.from_pretrained(folder, **trust)
+pipe = pipeline("image-text-to-text", model=folder, **trust)
+
+image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+prompt = "USER: <image>\\nWhat is this? ASSISTANT:"
+inputs = processor(images=image, text=prompt, return_tensors="pt", **asked)
+with torch.no_grad():
+    logits = model(**inputs).logits[0, -1]
+    hidden_states = base(**inputs).last_hidden_state[0, -1]
+chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What is this?"}]}]
+answer = pipe(text=chat, max_new_tokens=6, return_full_text=False, generate_kwargs=asked)
+model.save_pretrained(resaved)
+processor.save_pretrained(resaved)
+print("RESULT", json.dumps({
+    "classes": [type(x).__name__ for x in (config, base, model, processor, pipe.model, pipe.processor)],
+    "modules": [type(x).__module__.split(".")[0] for x in (config, base, model, processor, pipe.model)],
+    "logits": logits.tolist(),
+    "hidden_states": hidden_states.tolist(),
+    "answer": answer[0]["generated_text"],
+}))
+"""
+
+
+def load_elsewhere(python, folder: Path, resaved: Path, asked: dict, package: str = "blocked") -> dict:
+    """
+    Loads a folder by its own code in another process, answers a question about an image, and saves it again.
+
+    Args:
+        asked: What both the processor and `generate` are asked for besides.
+        package: `"blocked"` or `"imported"`.
+    """
+    environment = {**os.environ, "HF_MODULES_CACHE": str(resaved.parent / "modules"), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [str(python), "-c", LOAD, str(folder), str(resaved), package, json.dumps(asked)],
+        env=environment, cwd=resaved.parent, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads(run.stdout.split("RESULT", 1)[1])
