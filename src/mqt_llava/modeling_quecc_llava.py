@@ -196,11 +196,12 @@ class QueCCLlavaForConditionalGeneration(
             if num_visual_tokens is None:
                 num_visual_tokens = getattr(config, "num_visual_tokens", None)
         check_fixed_number(num_visual_tokens, self.config.num_visual_tokens)
-        if kwargs.get("mm_encoder_outputs"):
+        image_outputs = encoded_images(kwargs.pop("mm_encoder_outputs", None))
+        if image_outputs is not None:
             if kwargs.get("pixel_values") is not None:
                 raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
             # In an object of its own: beams and dropped images change it.
-            kwargs["mm_encoder_outputs"] = {"image": copy.copy(encoded_images(kwargs["mm_encoder_outputs"]))}
+            kwargs["mm_encoder_outputs"] = {"image": copy.copy(image_outputs)}
         # An assistant model gets a copy of the main model's configuration, and images that it does not have yet.
         if generation_config is None or not generation_config.is_assistant:
             self._drop_cached_images(kwargs.get("input_ids") if inputs is None else inputs, kwargs)
