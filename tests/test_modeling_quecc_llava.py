@@ -525,6 +525,14 @@ def test_embeddings_in_place_of_ids(model):
     assert torch.equal(model.generate(inputs_embeds=embeds, **inputs, **NEW), expected)
 
 
+@pytest.mark.parametrize("nothing", [None, {}, {"image": None}], ids=str)
+def test_no_encoded_images(model, nothing):
+    inputs = random_quecc_inputs([WHAT], [])
+    kwargs = {"mm_encoder_outputs": nothing}
+    torch.testing.assert_close(model(**inputs, **kwargs).logits, model(**inputs).logits)
+    assert torch.equal(answers(model, inputs, **kwargs), answers(model, inputs))
+
+
 class TestConversationFromACache:
     """The second turn goes on from the first one's cache."""
 
@@ -569,6 +577,27 @@ class TestConversationFromACache:
         given = {"the new image": new, "all images": every, "all images encoded": encoded}[passed]
         assert torch.equal(self.go_on(model, given, ids, past_key_values=cache), expected)
         assert len(encoded["mm_encoder_outputs"]["image"].pooler_output) == 3
+
+    def test_a_batch(self, model):
+        """Prompts of several lengths, in which the second turn shows a further image or none."""
+        first = random_quecc_inputs([WHAT, HOW], [], [WHERE])
+        sequences = model.generate(**first, past_key_values=(cache := DynamicCache(config=model.config)), **NEW)
+        image = [IMAGE_TOKEN_ID] * 4
+        ids = torch.cat([sequences, torch.tensor([[41, *image], [41, *image], [41, 42, 43, 44, 45]])], dim=1)
+        mask = torch.cat([first["attention_mask"], torch.ones(3, ids.shape[1] - first["attention_mask"].shape[1])], 1)
+        query_ids, query_mask = pad([[1, *question] for question in (WHAT, HOW, WHERE, WHAT, WHERE)])
+        second = {
+            "input_ids": ids,
+            "attention_mask": mask.long(),
+            "pixel_values": random_pixels(5)[[0, 1, 3, 4, 2]],
+            "query_input_ids": query_ids,
+            "query_attention_mask": query_mask,
+        }
+        expected = answers(model, second)
+        counts = []
+        model.model.vision_tower.register_forward_pre_hook(lambda _, args: counts.append(len(args[0])))
+        assert torch.equal(answers(model, second, past_key_values=cache), expected)
+        assert counts == [2]
 
     def test_only_the_new_tokens_are_passed(self, model, first):
         inputs, cache, ids = first

@@ -235,6 +235,20 @@ def test_a_chat_whose_image_has_no_question_is_refused(quecc):
             tokenize_chat(quecc, [user(*content)])
 
 
+def test_assistant_tokens_mask_beside_questions(quecc):
+    chats = [[user(make_image(), text), assistant("A shoe.")] for text in ("a?", "A longer question?")]
+    inputs = tokenize_chat(
+        quecc,
+        chats,
+        add_generation_prompt=False,
+        return_assistant_tokens_mask=True,
+        processor_kwargs={"padding": True},
+    )
+    answer = inputs["input_ids"][0][torch.as_tensor(inputs["assistant_masks"][0]).bool()]
+    assert quecc.decode(answer).strip() == "A shoe.</s>"
+    assert questions(quecc, inputs) == ["a?", "A longer question?"]
+
+
 def test_another_template_says_where_answers_begin(quecc, tmp_path):
     template = (
         "{%- for message in messages -%}{{ '<|' + message['role'] + '|>' }}{%- for block in message['content'] -%}"
