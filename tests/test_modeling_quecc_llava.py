@@ -256,6 +256,17 @@ def test_a_question_that_is_masked_out_is_refused(model):
         model(**inputs)
 
 
+@pytest.mark.parametrize("shape", [(1, 9), (2, 2), (1, 0), (2,)], ids=str)
+def test_a_mask_of_another_shape_than_the_questions_is_refused(model, shape):
+    ids = torch.tensor([[1, *WHAT]])
+    with pytest.raises(
+        ValueError, match=r"`query_attention_mask` is \(.*\), but must be .* `query_input_ids`, \(1, 2\)"
+    ):
+        model.get_image_features(random_pixels(1), ids, torch.ones(shape, dtype=torch.long))
+    with pytest.raises(ValueError, match="masks every token of a question"):
+        model.get_image_features(random_pixels(1), ids[:, :0])
+
+
 # -------------------------------------------------------------------------------------------------------- gradients
 
 

@@ -66,15 +66,20 @@ class QueCCLlavaModel(QueCCLlavaPreTrainedModel, CompressedLlavaModel):
             `(questions, hidden_size)`.
 
         Raises:
-            ValueError: A question has no tokens.
+            ValueError: A question has no tokens, or the mask is of another shape.
         """
         if query_attention_mask is None:
             query_attention_mask = torch.ones_like(query_input_ids)
-        positions = query_attention_mask.cumsum(-1)
+        if query_attention_mask.shape != query_input_ids.shape:
+            raise ValueError(
+                f"`query_attention_mask` is {tuple(query_attention_mask.shape)}, but must be of the shape of "
+                f"`query_input_ids`, {tuple(query_input_ids.shape)}."
+            )
         torch_compilable_check(
-            (positions[:, -1] > 0).all(),
+            (query_attention_mask.sum(-1) > 0).all(),
             "`query_attention_mask` masks every token of a question, but each needs one at least.",
         )
+        positions = query_attention_mask.cumsum(-1)
         states = self.language_model(
             input_ids=query_input_ids,
             attention_mask=query_attention_mask,
