@@ -11,6 +11,8 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "src"},
     packages=find_packages("src"),
+    package_data={"mqt_llava.evaluation": ["published.json", "tasks/*/*"]},
+    entry_points={"lmms_eval.models": ["mqt_llava = mqt_llava.evaluation.plugin:manifest"]},
     install_requires=[
         "torch>=2.6",
         "transformers>=5.19,<6",
@@ -24,7 +26,7 @@ setup(
     extras_require={
         "train": ["datasets", "peft", "trl"],
         "serve": ["vllm>=0.32"],
-        "eval": ["lmms-eval"],
+        "eval": ["lmms-eval>=0.7.3", "matplotlib"],
         "demo": ["gradio"],
         "viz": ["matplotlib"],
         "plan": ["scipy"],

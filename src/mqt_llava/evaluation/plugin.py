@@ -1,0 +1,13 @@
+"""What lmms-eval finds by the entry point `lmms_eval.models`."""
+
+from pathlib import Path
+
+
+TASKS_FOLDER = Path(__file__).parent / "tasks"
+
+
+def manifest():
+    """The model `mqt_llava`, as lmms-eval's registry wants it. Its class is imported when it is asked for."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest("mqt_llava", chat_class_path="mqt_llava.evaluation.lmms_eval_model.MQTLlava")
