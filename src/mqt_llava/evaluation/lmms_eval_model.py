@@ -127,7 +127,9 @@ class MQTLlava(lmms):
         messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id])).to_hf_messages()
         kinds = {block["type"] for message in messages for block in message["content"]} - {"image", "text"}
         if kinds:
-            raise ValueError(f"Task {task!r} shows {', '.join(sorted(kinds))}, but mqt_llava only reads images and text.")
+            raise ValueError(
+                f"Task {task!r} shows {', '.join(sorted(kinds))}, but mqt_llava only reads images and text."
+            )
         return messages
 
     @torch.inference_mode()

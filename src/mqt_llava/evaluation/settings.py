@@ -36,7 +36,8 @@ def check_budget(num_visual_tokens: Any, config: PreTrainedConfig) -> int | str 
         return None
     if not isinstance(config, MQTLlavaConfig):
         raise ValueError(
-            f"`num_visual_tokens` is {num_visual_tokens!r}, but a {config.model_type} has a fixed number; leave it out."
+            f"`num_visual_tokens` is {num_visual_tokens!r}, but a {config.model_type} has a number of its own: "
+            "leave it out."
         )
     if isinstance(num_visual_tokens, str) and num_visual_tokens != "auto":
         raise ValueError(
