@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV = .venv
 OLDEST = .venv-oldest
+LMMS_EVAL = .venv-lmms-eval
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: help demo test test-oldest test-slow lint train-tiny evaluate-tiny compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law clean
+.PHONY: help demo test test-oldest test-slow lint train-tiny evaluate-tiny compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -20,6 +21,9 @@ test-oldest: $(OLDEST)/.installed  ## Run the test suite with the oldest transfo
 
 test-slow: $(VENV)/.installed  ## Run the tests that take minutes
 	$(RUN) -m pytest -m slow
+
+test-lmms-eval: $(LMMS_EVAL)/.installed  ## Run the tests that need lmms-eval (minutes), in an environment of their own
+	OMP_NUM_THREADS=1 $(LMMS_EVAL)/bin/python -m pytest -m lmms_eval tests/evaluation
 
 lint: $(VENV)/.installed  ## Check style
 	$(VENV)/bin/ruff check .
@@ -70,5 +74,12 @@ $(OLDEST)/.installed: requirements.txt setup.py
 	$(OLDEST)/bin/pip install --quiet --no-deps -e .
 	touch $@
 
+# lmms-eval without what it asks for besides: torchvision, OpenCV, video decoders. What these tests use is in the file.
+$(LMMS_EVAL)/.installed: requirements-lmms-eval.txt setup.py
+	$(PYTHON) -m venv $(LMMS_EVAL)
+	$(LMMS_EVAL)/bin/pip install --quiet -r requirements-lmms-eval.txt
+	$(LMMS_EVAL)/bin/pip install --quiet --no-deps lmms-eval==0.7.3 -e .
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OLDEST) runs build dist src/*.egg-info
+	rm -rf $(VENV) $(OLDEST) $(LMMS_EVAL) runs build dist src/*.egg-info

@@ -11,6 +11,7 @@ budget that are finished are not run again, nor are questions asked again whose 
 
 import argparse
 import difflib
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -39,7 +40,8 @@ def sweep(
         run: Evaluates a pair, and returns it, or None in all processes but the first.
 
     Returns:
-        The pairs that failed. They are told on stderr, and do not keep others from being run.
+        The pairs that failed. They are told on stderr, and do not keep others from being run; but of several processes
+        those where nothing failed would wait for the one where something did, so there an error ends the sweep.
     """
     failed = []
     open_pairs = [(task, m) for task in tasks for m in budgets if not finished.has(task, m)]
@@ -47,6 +49,8 @@ def sweep(
         try:
             pair = run(task, m)
         except Exception:
+            if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+                raise
             traceback.print_exc()
             failed.append((task, m))
             continue
@@ -163,9 +167,8 @@ def main(argv: list[str] | None = None) -> int:
         run = Evaluator(args, finished)
         check_tasks(tasks, run.manager.all_tasks)
         failed = sweep(tasks, budgets, finished, run)
-        if run.model is not None and run.model.rank != 0:
-            return len(failed)
-    report([finished.read(task, m) for task in tasks for m in budgets if finished.has(task, m)], args)
+    if int(os.environ.get("RANK", 0)) == 0:
+        report([finished.read(task, m) for task in tasks for m in budgets if finished.has(task, m)], args)
     for task, m in failed:
         print(f"{task} at m = {m} failed; the same command tries it again.", file=sys.stderr)
     return len(failed)
