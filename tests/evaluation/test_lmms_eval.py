@@ -7,6 +7,7 @@ Nothing here needs a network; lmms-eval is told so.
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -176,6 +177,20 @@ def test_lmms_evals_own_command(tmp_path, swept):
     results = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("*_results.json")]
     figures = [result["results"]["fashion_mosaics"]["accuracy,none"] for result in results]
     assert len(set(figures)) == 1 and 0.7 < figures[0] <= 1
+
+
+@pytest.mark.parametrize("page, commands", [("README.md", 1), ("docs/evaluation.md", 2)])
+def test_the_commands_of_the_pages_run_when_pasted(tmp_path, page, commands):
+    blocks = re.findall(r"(?:^    .+\n)+", (REPOSITORY / page).read_text(), re.MULTILINE)
+    blocks = [block for block in blocks if "fashion_mosaics" in block and "mqt-llava-tiny" in block]
+    assert len(blocks) == commands
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    for block in blocks:
+        script = block.strip().replace("runs/sweep", str(tmp_path / "sweep")) + " --limit 3"
+        result = subprocess.run(
+            ["bash", "-c", script], cwd=REPOSITORY, env={**ENVIRONMENT, "PATH": path}, capture_output=True, text=True
+        )
+        assert result.returncode == 0 and "accuracy" in result.stdout, result.stderr
 
 
 def test_two_processes_share_the_questions(tmp_path, swept):

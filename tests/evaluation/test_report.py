@@ -2,8 +2,10 @@
 
 import csv
 import json
+from dataclasses import fields
 
 import pytest
+from helpers import REPOSITORY
 from PIL import Image
 
 from mqt_llava.evaluation import PAPER
@@ -125,3 +127,11 @@ def test_scores_of_the_checkpoints_own_number_of_tokens_are_tabulated():
     rows = tabulate([pair("mine", None, {"accuracy": 0.5})], "model")
     assert "| own |" in to_markdown(rows)
     assert json.loads(json.dumps(rows[0].__dict__)) == Row(**rows[0].__dict__).__dict__
+
+
+def test_the_page_names_every_benchmark_as_the_code_does():
+    page = (REPOSITORY / "docs" / "evaluation.md").read_text()
+    for benchmark in PAPER:
+        assert f"| {benchmark.name} | `{benchmark.task}` | `{benchmark.metric}` |" in page
+    for name in (field.name for field in fields(Row)):
+        assert f"`{name}`" in page
