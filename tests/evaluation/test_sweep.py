@@ -9,7 +9,7 @@ from helpers import REPOSITORY
 from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
 from mqt_llava.evaluation.pairs import FinishedPairs, Pair, weights_of
 from mqt_llava.evaluation.settings import check_batch_size, check_budget, read_budget, sampling
-from mqt_llava.evaluation.sweep import check_tasks, main, read_tasks, sweep
+from mqt_llava.evaluation.sweep import check_tasks, main, parse_arguments, read_settings, read_tasks, sweep
 
 
 TINY = str(REPOSITORY / "model_cards" / "mqt-llava-tiny")
@@ -164,8 +164,8 @@ def test_without_lmms_eval_the_error_names_the_extra(tmp_path, monkeypatch):
 
 def test_a_finished_sweep_reports_without_lmms_eval(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lmms_eval", None)
-    settings = {"pretrained": TINY, "revision": "main", "dtype": "auto", "limit": None, "weights": weights_of(TINY)}
-    sweep(["gqa"], [1, 4], FinishedPairs(tmp_path, settings), Runner())
-    assert main(["--pretrained", TINY, "--tasks", "gqa", "--budgets", "1", "4", "--output", str(tmp_path)]) == 0
+    command = ["--pretrained", TINY, "--tasks", "gqa", "--budgets", "1", "4", "--output", str(tmp_path)]
+    sweep(["gqa"], [1, 4], FinishedPairs(tmp_path, read_settings(parse_arguments(command))), Runner())
+    assert main(command) == 0
     assert "| gqa accuracy | mqt-llava-tiny | measured | 0.5 | 0.5 |" in capsys.readouterr().out
     assert {"results.csv", "results.json", "results.png"} <= {path.name for path in tmp_path.iterdir()}

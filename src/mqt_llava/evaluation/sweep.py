@@ -15,6 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from transformers import AutoConfig
@@ -154,14 +155,23 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def read_settings(args: argparse.Namespace) -> dict:
+    """What scores depend on besides task and m."""
+    try:
+        lmms_eval = version("lmms_eval")
+    except PackageNotFoundError:
+        lmms_eval = None
+    settings = {name: getattr(args, name) for name in ("pretrained", "revision", "dtype", "limit")}
+    return {**settings, "lmms_eval": lmms_eval, "weights": weights_of(args.pretrained)}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns how many pairs failed."""
     args = parse_arguments(argv)
     config = AutoConfig.from_pretrained(args.pretrained, revision=args.revision)
     budgets = list(dict.fromkeys(check_budget(m, config) for m in args.budgets))
     tasks = read_tasks(args.tasks)
-    settings = {name: getattr(args, name) for name in ("pretrained", "revision", "dtype", "limit")}
-    finished = FinishedPairs(args.output, {**settings, "weights": weights_of(args.pretrained)})
+    finished = FinishedPairs(args.output, read_settings(args))
     failed = []
     if not all(finished.has(task, m) for task in tasks for m in budgets):
         run = Evaluator(args, finished)
