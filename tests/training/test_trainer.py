@@ -268,7 +268,7 @@ class TestCheckpoints:
     def test_a_foreign_output_folder_is_refused(self, model, tiny_processor, rows, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip_vision_model", **VISION_CONFIG}))
         trainer = build_trainer(model, tiny_processor, rows, tmp_path)
-        with pytest.raises(ValueError, match="is a checkpoint of a 'clip_vision_model', not of an MQT-LLaVA"):
+        with pytest.raises(ValueError, match="is a checkpoint of a 'clip_vision_model', not of a 'mqt_llava'"):
             trainer.train()
 
     def test_nothing_to_resume_from_is_an_error(self, model, tiny_processor, rows, tmp_path):
