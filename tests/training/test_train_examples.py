@@ -10,6 +10,7 @@ import torch
 from helpers import REPOSITORY, TEXT_CONFIG, VISION_CONFIG
 from PIL import Image
 from transformers import (
+    AutoModelForImageTextToText,
     AutoProcessor,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -18,7 +19,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from mqt_llava import MQTLlavaForConditionalGeneration
+from mqt_llava import MQTLlavaForConditionalGeneration, QueCCLlavaForConditionalGeneration
 
 
 FOLDER = REPOSITORY / "examples" / "train"
@@ -71,12 +72,18 @@ def write_conversations(path) -> None:
     path.write_text(json.dumps(records))
 
 
-def test_the_readme_trains_from_a_vision_tower_and_a_decoder(monkeypatch, tmp_path):
-    vision, text = tmp_path / "vision", tmp_path / "text"
+def save_parts(folder) -> tuple:
+    """Folders of a vision tower and of a decoder."""
+    vision, text = folder / "vision", folder / "text"
     CLIPVisionModel(CLIPVisionConfig(**{**VISION_CONFIG, "num_attention_heads": 2})).save_pretrained(vision)
     CLIPImageProcessorPil().save_pretrained(vision)
     AutoProcessor.from_pretrained(CHECKPOINT).tokenizer.save_pretrained(text)
     LlamaForCausalLM(LlamaConfig(**{**TEXT_CONFIG, "vocab_size": 561})).save_pretrained(text)
+    return vision, text
+
+
+def test_the_readme_trains_from_a_vision_tower_and_a_decoder(monkeypatch, tmp_path):
+    vision, text = save_parts(tmp_path)
     write_conversations(tmp_path / "conversations.json")
     (tmp_path / "images").symlink_to(PICTURES)
     monkeypatch.chdir(tmp_path)
@@ -160,3 +167,27 @@ def test_both_stages(load_example, tmp_path, lora):
     else:
         assert any("language_model" in name for name in changed_tensors(second))
         assert answer(second).shape[1] > 0
+
+
+def test_both_stages_of_quecc(load_example, tmp_path):
+    """From a vision tower and a decoder to a model that answers."""
+    vision, text = save_parts(tmp_path)
+    data, first, second = tmp_path / "data.json", tmp_path / "first", tmp_path / "second"
+    write_conversations(data)
+    flags = f"--vision_tower {vision} --language_model {text} --data_path {data} --image_folder {PICTURES}"
+    flags += " --compressor quecc --kernel_size 2 --vision_context_layers 1 2 --resampler_num_attention_heads 4"
+    load_example("pretrain").main([*flags.split(), *FLAGS, "--output_dir", str(first)])
+    assert (first / "trained_parts.safetensors").exists()
+    load_example("finetune").main(
+        [*flags.split(), *FLAGS, "--trained_parts_from", str(first), "--output_dir", str(second)]
+    )
+    model = AutoModelForImageTextToText.from_pretrained(second)
+    processor = AutoProcessor.from_pretrained(second)
+    assert isinstance(model, QueCCLlavaForConditionalGeneration) and processor.max_visual_tokens == 4
+    inputs = processor(
+        images=Image.open(PICTURES / "mosaic_0.png"),
+        text="USER: <image>\nWhat is in the top left? ASSISTANT:",
+        return_tensors="pt",
+    )
+    assert (inputs["input_ids"] == model.config.image_token_id).sum() == 4
+    assert model.generate(**inputs, max_new_tokens=4).shape[1] > inputs["input_ids"].shape[1]
