@@ -1,5 +1,5 @@
 """
-Evaluation with lmms-eval: the model as a plugin (`lmms_eval --model mqt_llava`), and budget sweeps
+Evaluation with lmms-eval: the model as a plugin (`lmms-eval --model mqt_llava`), and budget sweeps
 (`python -m mqt_llava.evaluation.sweep`). `TASKS_FOLDER` is for lmms-eval's `--include_path`.
 """
 

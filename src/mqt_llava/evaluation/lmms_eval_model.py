@@ -1,7 +1,7 @@
 """
 A model of this package as lmms-eval's model `mqt_llava`:
 
-    lmms_eval --model mqt_llava --model_args pretrained=model_cards/mqt-llava-tiny,num_visual_tokens=16 --tasks ...
+    lmms-eval --model mqt_llava --model_args pretrained=model_cards/mqt-llava-tiny,num_visual_tokens=16 --tasks ...
 
 Questions that need as much of an answer are answered in batches, the longest first. Every answer goes to an
 `AnswerLog` at once, so that a run that is killed goes on from there.

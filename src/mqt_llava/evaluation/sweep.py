@@ -130,7 +130,7 @@ def check_tasks(tasks: list[str], known: list[str]) -> None:
         if task not in known:
             similar = difflib.get_close_matches(task, known, n=5, cutoff=0.5)
             raise ValueError(
-                f"`--tasks` names {task!r}, but must name tasks of lmms-eval (`lmms_eval --tasks list`), of "
+                f"`--tasks` names {task!r}, but must name tasks of lmms-eval (`lmms-eval --tasks list`), of "
                 f"--include-path, or `paper`. Similar: {', '.join(similar) or 'none'}."
             )
 
