@@ -23,6 +23,7 @@ setup(
         "protobuf",  # to read tokenizer.model
         "pillow",
     ],
+    entry_points={"vllm.general_plugins": ["mqt_llava = mqt_llava.serving:register"]},
     extras_require={
         "train": ["datasets", "peft", "trl"],
         "serve": ["vllm>=0.32"],

@@ -94,7 +94,9 @@ def check_num_visual_tokens(
         TypeError: Something else than integers (booleans are not integers here).
         ValueError: An integer outside 1..M, or a list that does not have one entry per image.
     """
-    allowed = f"an integer in 1..{max_visual_tokens}, or a list with one such integer per image"
+    allowed = f"an integer in 1..{max_visual_tokens}"
+    if num_images is not None:
+        allowed += ", or a list with one such integer per image"
 
     def check_one(number) -> int:
         try:

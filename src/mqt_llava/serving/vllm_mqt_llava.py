@@ -1,0 +1,86 @@
+# Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
+"""
+MQT-LLaVA through vLLM's Transformers backend, which runs this package's own model with vLLM's attention and linear layers.
+
+The contract: `mm_processor_kwargs={"num_visual_tokens": m}` of a request holds for all images of that request, requests
+with any m share a batch, and an image is encoded once per m. vLLM's caches know an image by its content and by these
+keywords as a whole, so they must say the same of every image of a request: a list of m would be stored under the same
+key for images that got different m, and is refused.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from vllm.model_executor.models.transformers.causal import CausalMixin
+from vllm.model_executor.models.transformers.multimodal import (
+    MultiModalDummyInputsBuilder,
+    MultiModalMixin,
+    MultiModalProcessingInfo,
+    MultiModalProcessor,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from ..configuration_mqt_llava import check_num_visual_tokens
+from ..modeling_compressed_llava import NEVER
+
+
+if TYPE_CHECKING:
+    from vllm.inputs import MultiModalInput
+    from vllm.multimodal.processing import ProcessorInputs, TimingContext
+
+    from ..processing_mqt_llava import MQTLlavaProcessor
+
+
+NAME = "num_visual_tokens"
+
+
+class MQTLlavaProcessingInfo(MultiModalProcessingInfo):
+    def get_hf_processor(self, **kwargs: object) -> "MQTLlavaProcessor":
+        # One for every budget: by default vLLM would load a processor from its folder for each m that is asked for.
+        return super().get_hf_processor()
+
+    def num_visual_tokens(self, request_kwargs: Mapping[str, object]) -> int:
+        """
+        The number of visual tokens of a request's images: its own, else the engine's `mm_processor_kwargs`, else the
+        checkpoint's.
+
+        Raises:
+            TypeError: It is no integer; a list neither.
+            ValueError: It is outside 1..M, or the request has other keywords.
+        """
+        if others := sorted(set(request_kwargs) - {NAME}):
+            raise ValueError(f"`mm_processor_kwargs` has {', '.join(map(repr, others))}, but only {NAME!r} is allowed.")
+        processor = self.get_hf_processor()
+        default = processor.max_visual_tokens if processor.num_visual_tokens is None else processor.num_visual_tokens
+        kwargs = self.ctx.get_merged_mm_kwargs(request_kwargs)
+        asked = {**kwargs, **kwargs.get("images_kwargs", {})}.get(NAME, default)
+        name = f"mm_processor_kwargs['{NAME}']"
+        if isinstance(asked, (list, tuple)):
+            raise TypeError(
+                f"`{name}` is {asked!r}, but must be one integer in 1..{processor.max_visual_tokens} for all images of "
+                "a request. Ask about images at different numbers in requests of their own."
+            )
+        (asked,) = check_num_visual_tokens(asked, processor.max_visual_tokens, name=name)
+        return asked
+
+
+class MQTLlavaVLLMProcessor(MultiModalProcessor):
+    def apply(self, inputs: "ProcessorInputs", timing_ctx: "TimingContext") -> "MultiModalInput":
+        # Spelt out even where a request does not say, so that the default and the same number are one cache entry.
+        budget = {NAME: self.info.num_visual_tokens(inputs.hf_processor_mm_kwargs)}
+        return super().apply(replace(inputs, hf_processor_mm_kwargs=budget), timing_ctx)
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    MQTLlavaVLLMProcessor, info=MQTLlavaProcessingInfo, dummy_inputs=MultiModalDummyInputsBuilder
+)
+class MQTLlavaForVLLM(MultiModalMixin, CausalMixin):
+    """An [`MQTLlavaForConditionalGeneration`] on vLLM's Transformers backend."""
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        logits = super().compute_logits(hidden_states)
+        if logits is not None:  # None on all but the first of parallel workers
+            logits[..., self.config.image_token_id] = NEVER  # as the model's own head does
+        return logits
