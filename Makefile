@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV = .venv
 OLDEST = .venv-oldest
 LMMS_EVAL = .venv-lmms-eval
+VLLM = .venv-vllm
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: help demo test test-oldest test-slow lint train-tiny evaluate-tiny compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval clean
+.PHONY: help demo test test-oldest test-slow lint train-tiny evaluate-tiny compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm bench-serving clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -24,6 +25,9 @@ test-slow: $(VENV)/.installed  ## Run the tests that take minutes
 
 test-lmms-eval: $(LMMS_EVAL)/.installed  ## Run the tests that need lmms-eval (minutes), in an environment of their own
 	OMP_NUM_THREADS=1 $(LMMS_EVAL)/bin/python -m pytest -m lmms_eval tests/evaluation
+
+test-vllm: $(VLLM)/.installed  ## Test serving with vLLM on a CPU (minutes)
+	$(VLLM)/bin/python -m pytest -m vllm tests/serving
 
 lint: $(VENV)/.installed  ## Check style
 	$(VENV)/bin/ruff check .
@@ -61,6 +65,9 @@ bench-first-token: $(VENV)/.installed  ## Measure first tokens, image path and a
 bench-question-pass: $(VENV)/.installed  ## Measure first tokens of QueCC against MQT at the same number of tokens (minutes on two cores)
 	$(VENV)/bin/python benchmarks/question_pass.py --size full --output benchmarks/results/question_pass.json
 
+bench-serving: $(VLLM)/.installed  ## Measure 64 streaming requests at once by number of visual tokens, on a CPU (minutes)
+	$(VLLM)/bin/python benchmarks/serving.py --output benchmarks/results/serving.json
+
 $(VENV)/.installed: requirements.txt setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet -r requirements.txt
@@ -81,5 +88,13 @@ $(LMMS_EVAL)/.installed: requirements-lmms-eval.txt setup.py
 	$(LMMS_EVAL)/bin/pip install --quiet --no-deps lmms-eval==0.7.3 -e .
 	touch $@
 
+# vLLM asks for torchvision, whose builds for GPUs fail on import beside a torch for CPUs. Nothing here needs it.
+$(VLLM)/.installed: requirements-vllm.txt setup.py
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet -r requirements-vllm.txt
+	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/pip install --quiet --no-deps -e .
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OLDEST) $(LMMS_EVAL) runs build dist src/*.egg-info
+	rm -rf $(VENV) $(OLDEST) $(LMMS_EVAL) $(VLLM) runs build dist src/*.egg-info

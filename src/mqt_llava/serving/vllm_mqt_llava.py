@@ -1,11 +1,10 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
 """
-MQT-LLaVA through vLLM's Transformers backend, which runs this package's own model with vLLM's attention and linear layers.
+MQT-LLaVA through vLLM's Transformers backend: this package's own model, with vLLM's attention and linear layers in it.
 
-The contract: `mm_processor_kwargs={"num_visual_tokens": m}` of a request holds for all images of that request, requests
-with any m share a batch, and an image is encoded once per m. vLLM's caches know an image by its content and by these
-keywords as a whole, so they must say the same of every image of a request: a list of m would be stored under the same
-key for images that got different m, and is refused.
+The contract: `mm_processor_kwargs={"num_visual_tokens": m}` holds for all images of a request, requests with any m
+share a batch, and an image is encoded once per m. vLLM's caches know an image by its content and by these keywords as
+a whole, so a list with one m per image would be stored under one key for images that got different m. It is refused.
 """
 
 from collections.abc import Mapping
@@ -51,16 +50,18 @@ class MQTLlavaProcessingInfo(MultiModalProcessingInfo):
             ValueError: It is outside 1..M, or the request has other keywords.
         """
         if others := sorted(set(request_kwargs) - {NAME}):
-            raise ValueError(f"`mm_processor_kwargs` has {', '.join(map(repr, others))}, but only {NAME!r} is allowed.")
+            raise ValueError(
+                f"`mm_processor_kwargs` has {', '.join(map(repr, others))}, but only {NAME!r} is allowed."
+            )
         processor = self.get_hf_processor()
         default = processor.max_visual_tokens if processor.num_visual_tokens is None else processor.num_visual_tokens
         kwargs = self.ctx.get_merged_mm_kwargs(request_kwargs)
-        asked = {**kwargs, **kwargs.get("images_kwargs", {})}.get(NAME, default)
+        asked = {**kwargs, **(kwargs.get("images_kwargs") or {})}.get(NAME, default)
         name = f"mm_processor_kwargs['{NAME}']"
         if isinstance(asked, (list, tuple)):
             raise TypeError(
-                f"`{name}` is {asked!r}, but must be one integer in 1..{processor.max_visual_tokens} for all images of "
-                "a request. Ask about images at different numbers in requests of their own."
+                f"`{name}` is {asked!r}, but must be one integer in 1..{processor.max_visual_tokens} for all images "
+                "of a request. Ask about images at different numbers in requests of their own."
             )
         (asked,) = check_num_visual_tokens(asked, processor.max_visual_tokens, name=name)
         return asked
@@ -68,6 +69,14 @@ class MQTLlavaProcessingInfo(MultiModalProcessingInfo):
 
 class MQTLlavaVLLMProcessor(MultiModalProcessor):
     def apply(self, inputs: "ProcessorInputs", timing_ctx: "TimingContext") -> "MultiModalInput":
+        processor = self.info.get_hf_processor()
+        num_tokens = inputs.prompt.count(processor.image_token_id)
+        num_images = inputs.mm_data_items.get_all_counts().get("image", 0)
+        if num_tokens != num_images:  # vLLM would leave the placeholders of too few images as they are
+            raise ValueError(
+                f"The prompt has {num_tokens} {processor.image_token} tokens, but {num_images} images were passed: "
+                "there must be one for each."
+            )
         # Spelt out even where a request does not say, so that the default and the same number are one cache entry.
         budget = {NAME: self.info.num_visual_tokens(inputs.hf_processor_mm_kwargs)}
         return super().apply(replace(inputs, hf_processor_mm_kwargs=budget), timing_ctx)

@@ -1,0 +1,169 @@
+"""
+Throughput of vLLM's OpenAI-compatible server by number of visual tokens, on a CPU with the embedded checkpoint:
+
+    python benchmarks/serving.py --output benchmarks/results/serving.json      # make bench-serving
+
+It starts a server and sends rounds of 64 streaming requests at once, all with the same m, or each with one of them in
+turn ("mixed"); the rounds come in random order. Each request shows a picture of its own that no cache knows, and
+gets an answer of the same length, whatever the model would say. Times are the client's, in this process, which shares
+the cores with the server: the seconds from the first request to the last answer's end, and to each answer's first
+piece. Figures are medians over the rounds. Beside the JSON file stands a Markdown table.
+"""
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import os
+import platform
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from importlib.metadata import version
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median, quantiles
+
+import openai
+from PIL import Image
+
+
+REPOSITORY = Path(__file__).parents[1]
+QUESTION = "List the items."
+
+
+def picture(mosaic: Image.Image, rng: random.Random) -> str:
+    """The mosaic with another shade of each pixel's edge, as a URL: a picture that no cache knows."""
+    mosaic = mosaic.convert("RGB").resize((112, 112))
+    for _ in range(64):
+        mosaic.putpixel((rng.randrange(112), rng.randrange(112)), tuple(rng.randbytes(3)))
+    mosaic.save(data := io.BytesIO(), "PNG")
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+async def ask(client, model: str, url: str, m: int, new_tokens: int) -> float:
+    """Seconds until the answer's first piece."""
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
+    start, first = time.perf_counter(), None
+    stream = await client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": content}],
+        temperature=0,
+        max_tokens=new_tokens,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"mm_processor_kwargs": {"num_visual_tokens": m}, "ignore_eos": True},
+    )
+    async for chunk in stream:
+        if first is None and chunk.choices and chunk.choices[0].delta.content:
+            first = time.perf_counter() - start
+        if chunk.usage and chunk.usage.completion_tokens != new_tokens:
+            raise RuntimeError(f"An answer has {chunk.usage.completion_tokens} tokens instead of {new_tokens}.")
+    return first
+
+
+async def measure(url: str, model: str, budgets: list[int], rounds: int, requests: int, new_tokens: int) -> list[dict]:
+    rng = random.Random(0)
+    mosaics = [Image.open(path) for path in sorted((REPOSITORY / "examples" / "images").glob("mosaic_*.png"))]
+    cases = {str(m): [m] for m in budgets} | {"mixed": budgets}
+    rows = {name: {"m": name, "seconds": [], "first_piece": []} for name in cases}
+    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600)
+    async with client:
+        for round_index in range(rounds + 1):
+            for name in rng.sample(list(cases), len(cases)):
+                urls = [picture(rng.choice(mosaics), rng) for _ in range(requests)]
+                numbers = islice(cycle(cases[name]), requests)
+                start = time.perf_counter()
+                firsts = await asyncio.gather(*(ask(client, model, *one, new_tokens) for one in zip(urls, numbers)))
+                if round_index:  # the first warms up
+                    rows[name]["seconds"].append(round(time.perf_counter() - start, 3))
+                    rows[name]["first_piece"] += [round(first, 3) for first in firsts]
+    for row in rows.values():
+        row["median"] = median(row["seconds"])
+        row["requests_per_second"] = round(requests / row["median"], 2)
+        row["new_tokens_per_second"] = round(requests * new_tokens / row["median"], 1)
+        firsts = row.pop("first_piece")
+        row["first_piece_median"] = round(median(firsts), 3)
+        row["first_piece_95"] = round(quantiles(firsts, n=20)[-1], 3)
+    return list(rows.values())
+
+
+def table(rows: list[dict]) -> str:
+    lines = ["m | s for all (rounds) | requests / s | new tokens / s | first piece, s: median | 95th percentile"]
+    lines.append(" | ".join(["---"] * 6))
+    for row in rows:
+        spread = f"{row['median']:.2f} ({min(row['seconds']):.2f} to {max(row['seconds']):.2f})"
+        lines.append(
+            f"{row['m']} | {spread} | {row['requests_per_second']:.1f} | {row['new_tokens_per_second']:.0f} | "
+            f"{row['first_piece_median']:.2f} | {row['first_piece_95']:.2f}"
+        )
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def hardware() -> dict:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
+    name = names[0].split(": ")[1] if names else platform.machine()
+    return {"cpu": f"{name}, {os.cpu_count()} cores", "load_average_before": round(os.getloadavg()[0], 2)}
+
+
+def vllm_version() -> str:
+    import vllm
+
+    return vllm.__version__
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(REPOSITORY / "model_cards" / "mqt-llava-tiny"))
+    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--output", type=Path, help="JSON file for the figures; the table goes beside it")
+    parser.add_argument("flags", nargs="*", help="further flags of the server, behind --")
+    args = parser.parse_args()
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url, flags = f"http://127.0.0.1:{port}", ["--trust-request-mm-kwargs", "--dtype", "float32", *args.flags]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", args.model, *flags]
+    result = {
+        **hardware(), **{name: version(name) for name in ("torch", "transformers", "openai")}, "vllm": vllm_version(),
+        "model": Path(args.model).name, "flags": flags, "requests_at_once": args.requests, "rounds": args.rounds,
+        "new_tokens": args.new_tokens,
+    }  # fmt: skip
+    print(json.dumps(result), flush=True)
+    with tempfile.TemporaryFile("w+") as log:
+        server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stdout=log, stderr=log)
+        try:
+            while True:
+                try:
+                    urllib.request.urlopen(f"{url}/health", timeout=5)
+                    break
+                except OSError:
+                    if server.poll() is not None:
+                        log.seek(0)
+                        raise SystemExit(f"The server has not come up:\n{log.read()[-4000:]}") from None
+                    time.sleep(1)
+            result["rows"] = asyncio.run(
+                measure(url, args.model, args.budgets, args.rounds, args.requests, args.new_tokens)
+            )
+        finally:
+            server.terminate()
+            server.wait()
+    result["load_average_after"] = round(os.getloadavg()[0], 2)
+    print(table(result["rows"]))
+    if args.output:
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+        args.output.with_suffix(".md").write_text(table(result["rows"]))
+
+
+if __name__ == "__main__":
+    main()

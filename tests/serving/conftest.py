@@ -1,0 +1,63 @@
+"""Skips everything here where vLLM is not installed, and starts engines and servers where it is."""
+
+import importlib.util
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+
+HAS_VLLM = importlib.util.find_spec("vllm") is not None
+
+
+def pytest_collection_modifyitems(items):
+    if not HAS_VLLM:
+        reason = pytest.mark.skip(reason="vLLM needs a virtual environment of its own: make test-vllm")
+        for item in items:
+            if item.get_closest_marker("vllm"):
+                item.add_marker(reason)
+
+
+def start_process(**kwargs) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), **kwargs)
+
+
+@pytest.fixture(scope="session")
+def legacy_false(tmp_path_factory):
+    """The original checkpoint whose tokenizer has `legacy: false`, converted."""
+    from convert_mqt_llava_weights_to_hf import main
+    from serving_cases import LEGACY_FALSE, widen_heads
+
+    folder = tmp_path_factory.mktemp("converted") / "legacy_false"
+    main(["--input", str(LEGACY_FALSE), "--output", str(folder)])
+    widen_heads(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def expected(legacy_false):
+    """The answers of transformers, by checkpoint."""
+    from serving_cases import TINY, TINY_CASES, ask_transformers, golden_cases
+
+    with start_process() as process:
+        return {
+            "tiny": process.submit(ask_transformers, TINY, TINY_CASES).result(),
+            "legacy_false": process.submit(ask_transformers, legacy_false, golden_cases()).result(),
+        }
+
+
+@pytest.fixture(scope="session")
+def engine():
+    """Starts vLLM with a checkpoint, and gives what asks it."""
+    from serving_cases import ask_engine, start_engine
+
+    processes = []
+
+    def start(checkpoint, **kwargs):
+        process = start_process(initializer=start_engine, initargs=(checkpoint, kwargs))
+        processes.append(process)
+        return lambda *arguments: process.submit(ask_engine, *arguments).result()
+
+    yield start
+    for process in processes:
+        process.shutdown()

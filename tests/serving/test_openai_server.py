@@ -1,0 +1,197 @@
+"""The OpenAI-compatible server over loopback, with the openai client."""
+
+import asyncio
+import base64
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from itertools import islice
+
+import pytest
+from serving_cases import CHATS, ENVIRONMENT, MOSAICS, NEW_TOKENS, TINY, Case, golden_cases
+
+
+pytestmark = pytest.mark.vllm
+# Pictures as they are: vLLM shows transparent ones on white, where our processor drops their alpha channel.
+FLAGS = ["--trust-request-mm-kwargs", "--media-io-kwargs", '{"image": {"image_mode": null}}']
+
+
+class Server:
+    """vLLM's server in a process of its own, ended with the `with` block."""
+
+    def __init__(self, checkpoint, log, *flags):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url, self.log = f"http://127.0.0.1:{self.port}", log
+        self.command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
+        self.command += ["--served-model-name", "mqt", "--host", "127.0.0.1", "--port", str(self.port)]
+        self.command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", *flags]
+
+    def __enter__(self) -> "Server":
+        environment = {**os.environ, **ENVIRONMENT}
+        self.output = self.log.open("w")
+        self.process = subprocess.Popen(self.command, env=environment, stdout=self.output, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + 900  # no test of speed
+        while not self.is_healthy():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.__exit__()
+                pytest.fail(f"The server has not come up:\n{self.log.read_text()[-4000:]}")
+            time.sleep(0.5)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.output.close()
+
+    def is_healthy(self) -> bool:
+        try:
+            return urllib.request.urlopen(f"{self.url}/health", timeout=5).status == 200
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False
+
+    def requests(self, state: str) -> int:
+        """How many requests are `running` or `waiting`."""
+        metrics = urllib.request.urlopen(f"{self.url}/metrics", timeout=5).read().decode()
+        return sum(
+            int(float(n)) for n in re.findall(rf"^vllm:num_requests_{state}{{.*}} (\S+)$", metrics, re.MULTILINE)
+        )
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with Server(TINY, tmp_path_factory.mktemp("server") / "log.txt", *FLAGS) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server):
+    import openai
+
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def message(question: str, *images) -> list[dict]:
+    urls = [f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" for path in images]
+    content = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+
+
+def conversation(case: Case) -> list[dict]:
+    """The messages that the chat template writes the case's prompt from."""
+    images, messages = iter(case.images), []
+    for turn in case.prompt.split("USER: ")[1:]:
+        text, _, answer = turn.partition(" ASSISTANT:")
+        messages += message(text.replace("<image>\n", ""), *islice(images, text.count("<image>")))
+        if answer:
+            messages.append({"role": "assistant", "content": answer.strip().removesuffix("</s>")})
+    return messages
+
+
+def ask(client, messages, m=None, **kwargs):
+    """With the number of visual tokens, if any, as it is documented."""
+    extra_body = {"return_token_ids": True}
+    if m is not None:
+        extra_body["mm_processor_kwargs"] = {"num_visual_tokens": m}
+    extra_body |= kwargs.pop("extra_body", {})
+    return client.chat.completions.create(
+        model="mqt", messages=messages, temperature=0, max_tokens=NEW_TOKENS, extra_body=extra_body, **kwargs
+    )
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_answers_are_those_of_transformers(client, expected, index):
+    image, question, m = CHATS[index]
+    completion = ask(client, message(question, image), m)
+    answer = expected["tiny"][index]
+    assert completion.prompt_token_ids == answer.prompt_ids
+    assert completion.usage.prompt_tokens == len(answer.prompt_ids)
+    assert completion.choices[0].token_ids == answer.ids
+    assert completion.choices[0].message.content.strip() == answer.text
+
+
+def test_64_streams_at_once_with_mixed_numbers(server, expected):
+    import openai
+
+    async def stream(client, image, question, m) -> tuple[str, int]:
+        chunks = await ask(client, message(question, image), m, stream=True, stream_options={"include_usage": True})
+        text, prompt_tokens = "", None
+        async for chunk in chunks:
+            text += "".join(choice.delta.content or "" for choice in chunk.choices)
+            prompt_tokens = chunk.usage.prompt_tokens if chunk.usage else prompt_tokens
+        return text.strip(), prompt_tokens
+
+    async def all_at_once():
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            return await asyncio.gather(*(stream(client, *chat) for chat in CHATS))
+
+    assert len(CHATS) == 64
+    answers = asyncio.run(all_at_once())
+    assert answers == [(answer.text, len(answer.prompt_ids)) for answer in expected["tiny"][:64]]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "kwargs, reason",
+    [
+        *(
+            ({"num_visual_tokens": m}, f"`mm_processor_kwargs['num_visual_tokens']` is {m!r}, but must be")
+            for m in (0, 17, 257, -1, "4", "auto", 4.5, True, None, [4], [1, 4], {"a": 1})
+        ),
+        ({"num_visual_token": 4}, "has 'num_visual_token', but only 'num_visual_tokens' is allowed"),
+    ],
+)
+def test_bad_numbers_are_bad_requests(client, expected, kwargs, reason, stream):
+    import openai
+
+    image, question, _ = CHATS[0]
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, message(question, image), stream=stream, extra_body={"mm_processor_kwargs": kwargs})
+    assert caught.value.status_code == 400 and reason in caught.value.body["message"]
+    if "token'" not in reason:
+        assert "1..16" in caught.value.body["message"]
+    assert ask(client, message(question, image)).choices[0].token_ids == expected["tiny"][0].ids
+
+
+def test_a_client_that_hangs_up_leaves_the_server_healthy(server, client, expected):
+    image, question, m = CHATS[2]
+    for _ in range(4):
+        extra_body = {"mm_processor_kwargs": {"num_visual_tokens": 4}, "ignore_eos": True}
+        stream = client.chat.completions.create(
+            model="mqt", messages=message(question, image), max_tokens=900, stream=True, extra_body=extra_body
+        )
+        next(iter(stream))
+        stream.close()
+    deadline = time.monotonic() + 120
+    while server.requests("running") + server.requests("waiting"):
+        assert time.monotonic() < deadline, "requests of clients that are gone still run"
+        time.sleep(0.1)
+    assert server.is_healthy()
+    assert ask(client, message(question, image), m).choices[0].token_ids == expected["tiny"][2].ids
+
+
+def test_text_that_looks_like_a_placeholder_is_text(client):
+    plain = ask(client, message("Is there an <image> of a bag?", MOSAICS[0]), 4)
+    assert plain.prompt_token_ids.count(560) == 4  # the picture's
+    assert ask(client, message("Is there an <image>?")).prompt_token_ids.count(560) == 0
+
+
+def test_a_checkpoint_whose_tokenizer_is_not_legacy(tmp_path, legacy_false, expected):
+    """Over several turns and with several pictures, transparent ones too, at the default and at any number."""
+    import openai
+
+    with Server(legacy_false, tmp_path / "log.txt", *FLAGS) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        for case, answer in zip(golden_cases(), expected["legacy_false"]):
+            completion = ask(client, conversation(case), case.m)
+            assert completion.prompt_token_ids == answer.prompt_ids, case
+            assert completion.choices[0].token_ids == answer.ids, case

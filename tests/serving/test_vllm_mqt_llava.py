@@ -1,0 +1,100 @@
+"""vLLM's engine against transformers, request by request."""
+
+from collections import Counter
+
+import pytest
+from safetensors.torch import load_file
+from serving_cases import BUDGETS, GOLDEN_KEYS, LEGACY_FALSE, MOSAICS, TINY, TINY_CASES, Case, chat, golden_cases
+
+
+pytestmark = pytest.mark.vllm
+ASK = Case("USER: <image>\nList the items. ASSISTANT:", (MOSAICS[0],))
+ONE_INTEGER = "must be one integer in 1..16 for all images of a request"
+BAD_NUMBERS = [
+    (0, ValueError, "is 0, but must be an integer in 1..16."),
+    (17, ValueError, "is 17, but must be an integer in 1..16."),
+    ("4", TypeError, "is '4', but must be an integer in 1..16."),
+    ("auto", TypeError, "is 'auto', but must be an integer in 1..16."),
+    (4.5, TypeError, "is 4.5, but must be an integer in 1..16."),
+    (True, TypeError, "is True, but must be an integer in 1..16."),
+    (None, TypeError, "is None, but must be an integer in 1..16."),
+    ([4], TypeError, f"is [4], but {ONE_INTEGER}"),
+    ([1, 4], TypeError, f"is [1, 4], but {ONE_INTEGER}"),
+]
+
+
+@pytest.fixture(scope="module")
+def ask(engine):
+    return engine(TINY)
+
+
+@pytest.fixture(scope="module")
+def answers(ask):
+    """Of all cases in one batch, and what was encoded for it."""
+    return ask(TINY_CASES)
+
+
+def test_tokens_and_prompts_are_those_of_transformers(answers, expected):
+    assert len(TINY_CASES) >= 64
+    for case, ours, theirs in zip(TINY_CASES, answers[0], expected["tiny"]):
+        assert ours.prompt_ids == theirs.prompt_ids, case
+        assert ours.ids == theirs.ids, case
+
+
+def test_the_number_of_tokens_makes_a_difference(expected):
+    by_number = {m: [] for m in BUDGETS}
+    for case, answer in zip(TINY_CASES[:64], expected["tiny"]):
+        by_number[case.m].append(answer.ids)
+    assert by_number[None] == by_number[16] != by_number[4] != by_number[1]
+
+
+def test_an_image_is_encoded_once_per_number(answers):
+    """In over seventy requests, of which the default is the same number as M, and some show two images."""
+    assert Counter(answers[1]) == {1: 4, 4: 4, 16: 4}
+
+
+def test_an_image_that_is_known_is_not_encoded_again(ask, answers):
+    assert ask([ASK, chat("How many are there?", MOSAICS[1], m=4)])[1] == []
+    assert ask([Case(ASK.prompt, ASK.images, 5)])[1] == [5]
+
+
+@pytest.mark.parametrize("number, error, message", BAD_NUMBERS)
+def test_bad_numbers_are_refused_and_the_engine_goes_on(ask, expected, number, error, message):
+    with pytest.raises(error) as caught:
+        ask([ASK], [{"num_visual_tokens": number}])
+    assert f"`mm_processor_kwargs['num_visual_tokens']` {message}" in str(caught.value)
+    (answer,), _ = ask([TINY_CASES[0]])
+    assert answer == expected["tiny"][0]
+
+
+@pytest.mark.parametrize("kwargs", [{"num_visual_token": 4}, {"images_kwargs": {"num_visual_tokens": 4}}])
+def test_other_keywords_are_refused(ask, kwargs):
+    with pytest.raises(ValueError, match=f"{list(kwargs)[0]}.*but only 'num_visual_tokens' is allowed"):
+        ask([ASK], [kwargs])
+
+
+@pytest.mark.parametrize("prompt, num_tokens, num_images", [(ASK.prompt, 1, 2), (ASK.prompt * 2, 2, 1)])
+def test_images_and_placeholders_must_be_as_many(ask, prompt, num_tokens, num_images):
+    with pytest.raises(ValueError, match=f"has {num_tokens} <image> tokens, but {num_images} images were passed"):
+        ask([Case(prompt, ASK.images * num_images)])
+
+
+def test_the_engines_own_default(engine, expected):
+    """`--mm-processor-kwargs`: for requests that do not say."""
+    ask = engine(TINY, mm_processor_kwargs={"num_visual_tokens": 4})
+    one = TINY_CASES[:4]  # at None, 1, 4, 16
+    answers, encoded = ask(one)
+    assert [case.m for case in one] == BUDGETS and sorted(encoded) == [1, 4, 16]
+    assert answers == [expected["tiny"][index] for index in (2, 1, 2, 3)]
+
+
+def test_a_checkpoint_whose_tokenizer_is_not_legacy(engine, legacy_false, expected):
+    answers, encoded = engine(legacy_false)(golden_cases())
+    for case, ours, theirs in zip(golden_cases(), answers, expected["legacy_false"]):
+        assert ours.prompt_ids == theirs.prompt_ids, case
+        assert ours.ids == theirs.ids, case
+    original = load_file(LEGACY_FALSE / "golden.safetensors")
+    for key, answer in zip(GOLDEN_KEYS, answers):  # the original returns a lone BOS first
+        assert answer.ids[:11] == original[f"{key}.generated"][1:12].tolist(), key
+    pairs = {(image, case.m or 256) for case in golden_cases() for image in case.images}
+    assert Counter(encoded) == Counter(m for _, m in pairs)
