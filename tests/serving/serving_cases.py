@@ -21,10 +21,10 @@ LEGACY_FALSE = FIXTURES / "mqt_llava_original_tiny_legacy_false"  # M is 256
 MOSAICS = [REPOSITORY / "examples" / "images" / f"mosaic_{index}.png" for index in range(4)]
 QUESTIONS = ["Is there any footwear?", "What is there most of?", "List the items in the top row.", "List the items."]
 BUDGETS = [None, 1, 4, 16]
-NEW_TOKENS = 32
+NEW_TOKENS = 24
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "2",
+    "OMP_NUM_THREADS": "1",  # the models are small
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in the process that counts its calls
@@ -114,7 +114,7 @@ def ask_transformers(checkpoint: Path, cases: list[Case]) -> list[Answer]:
 
     import mqt_llava  # noqa: F401  (registers the model)
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(checkpoint)
     answers = []

@@ -192,6 +192,8 @@ def test_a_checkpoint_whose_tokenizer_is_not_legacy(tmp_path, legacy_false, expe
     with Server(legacy_false, tmp_path / "log.txt", *FLAGS) as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         for case, answer in zip(golden_cases(), expected["legacy_false"]):
-            completion = ask(client, conversation(case), case.m)
+            # vLLM gives our plugin no say in text alone: of a chat it leaves BOS to the chat template.
+            extra_body = {} if case.images else {"add_special_tokens": True}
+            completion = ask(client, conversation(case), case.m, extra_body=extra_body)
             assert completion.prompt_token_ids == answer.prompt_ids, case
             assert completion.choices[0].token_ids == answer.ids, case

@@ -9,6 +9,7 @@ a whole, so a list with one m per image would be stored under one key for images
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,6 +69,13 @@ class MQTLlavaProcessingInfo(MultiModalProcessingInfo):
 
 
 class MQTLlavaVLLMProcessor(MultiModalProcessor):
+    @cached_property
+    def leading_ids(self) -> list[int]:
+        """What the tokenizer puts in front of every prompt: BOS, or nothing."""
+        tokenizer = self.info.get_tokenizer()
+        first = tokenizer.encode("a")[:1]
+        return first if first == [tokenizer.bos_token_id] else []
+
     def apply(self, inputs: "ProcessorInputs", timing_ctx: "TimingContext") -> "MultiModalInput":
         processor = self.info.get_hf_processor()
         num_tokens = inputs.prompt.count(processor.image_token_id)
@@ -77,9 +85,13 @@ class MQTLlavaVLLMProcessor(MultiModalProcessor):
                 f"The prompt has {num_tokens} {processor.image_token} tokens, but {num_images} images were passed: "
                 "there must be one for each."
             )
+        # In chats vLLM leaves BOS to the chat template, transformers leaves it to the tokenizer.
+        prompt = inputs.prompt
+        if prompt[:1] != self.leading_ids:
+            prompt = [*self.leading_ids, *prompt]
         # Spelt out even where a request does not say, so that the default and the same number are one cache entry.
         budget = {NAME: self.info.num_visual_tokens(inputs.hf_processor_mm_kwargs)}
-        return super().apply(replace(inputs, hf_processor_mm_kwargs=budget), timing_ctx)
+        return super().apply(replace(inputs, prompt=prompt, hf_processor_mm_kwargs=budget), timing_ctx)
 
 
 @MULTIMODAL_REGISTRY.register_processor(
