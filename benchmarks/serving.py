@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median, quantiles
@@ -113,9 +113,8 @@ def hardware() -> dict:
 
 
 def vllm_version() -> str:
-    import vllm
-
-    return vllm.__version__
+    (distribution,) = packages_distributions()["vllm"]  # builds for CPUs have another name
+    return f"{distribution} {version(distribution)}"
 
 
 def main() -> None:

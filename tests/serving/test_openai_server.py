@@ -17,8 +17,8 @@ from serving_cases import CHATS, ENVIRONMENT, MOSAICS, NEW_TOKENS, TINY, Case, g
 
 
 pytestmark = pytest.mark.vllm
-# Pictures as they are: vLLM shows transparent ones on white, where our processor drops their alpha channel.
-FLAGS = ["--trust-request-mm-kwargs", "--media-io-kwargs", '{"image": {"image_mode": null}}']
+# Pictures with their alpha channel, which our processor drops: vLLM would show transparent ones on white.
+FLAGS = ["--trust-request-mm-kwargs", "--media-io-kwargs", '{"image": {"image_mode": "RGBA"}}']
 
 
 class Server:

@@ -10,8 +10,9 @@ a whole, so a list with one m per image would be stored under one key for images
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import PIL.Image
 import torch
 from vllm.model_executor.models.transformers.causal import CausalMixin
 from vllm.model_executor.models.transformers.multimodal import (
@@ -21,6 +22,7 @@ from vllm.model_executor.models.transformers.multimodal import (
     MultiModalProcessor,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.parse import MultiModalDataParser
 
 from ..configuration_mqt_llava import check_num_visual_tokens
 from ..modeling_compressed_llava import NEVER
@@ -36,7 +38,24 @@ if TYPE_CHECKING:
 NAME = "num_visual_tokens"
 
 
+class MQTLlavaDataParser(MultiModalDataParser):
+    def _parse_image_data(self, data: Any) -> Any:
+        # As everywhere in this package alpha is dropped, before vLLM shows it on white.
+        data = [drop_alpha(image) for image in data] if isinstance(data, (list, tuple)) else drop_alpha(data)
+        return super()._parse_image_data(data)
+
+
+def drop_alpha(image: Any) -> Any:
+    return image.convert("RGB") if isinstance(image, PIL.Image.Image) else image
+
+
 class MQTLlavaProcessingInfo(MultiModalProcessingInfo):
+    def get_data_parser(self) -> MultiModalDataParser:
+        return MQTLlavaDataParser(
+            expected_hidden_size=self._get_expected_hidden_size(),
+            allow_missing_mm_embeddings=self.allow_missing_mm_embeddings,
+        )
+
     def get_hf_processor(self, **kwargs: object) -> "MQTLlavaProcessor":
         # One for every budget: by default vLLM would load a processor from its folder for each m that is asked for.
         return super().get_hf_processor()
