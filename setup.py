@@ -12,7 +12,6 @@ setup(
     package_dir={"": "src"},
     packages=find_packages("src"),
     package_data={"mqt_llava.evaluation": ["published.json", "tasks/*/*"]},
-    entry_points={"lmms_eval.models": ["mqt_llava = mqt_llava.evaluation.plugin:manifest"]},
     install_requires=[
         "torch>=2.6",
         "transformers>=5.19,<6",
@@ -23,7 +22,10 @@ setup(
         "protobuf",  # to read tokenizer.model
         "pillow",
     ],
-    entry_points={"vllm.general_plugins": ["mqt_llava = mqt_llava.serving:register"]},
+    entry_points={
+        "lmms_eval.models": ["mqt_llava = mqt_llava.evaluation.plugin:manifest"],
+        "vllm.general_plugins": ["mqt_llava = mqt_llava.serving:register"],
+    },
     extras_require={
         "train": ["datasets", "peft", "trl"],
         "serve": ["vllm>=0.32"],
