@@ -137,6 +137,7 @@ def main() -> None:
         **hardware(), **{name: version(name) for name in ("torch", "transformers", "openai")}, "vllm": vllm_version(),
         "model": Path(args.model).name, "flags": flags, "requests_at_once": args.requests, "rounds": args.rounds,
         "new_tokens": args.new_tokens,
+        "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(("VLLM_", "OMP_"))},
     }  # fmt: skip
     print(json.dumps(result), flush=True)
     with tempfile.TemporaryFile("w+") as log:

@@ -25,7 +25,7 @@ CONFIGS = sorted((REPOSITORY / "examples" / "serve").glob("*.yaml"))
 def environment():
     """A user's, apart from what this machine can do."""
     ours = {name: value for name, value in ENVIRONMENT.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
-    return {**os.environ, **ours}
+    return {**os.environ, **ours, "VLLM_LOGGING_LEVEL": "ERROR"}  # which vLLM prints among the answers
 
 
 def run(script: str, path: Path, environment: dict) -> list[str]:
