@@ -27,6 +27,9 @@ from safetensors.torch import load_file
 from mqt_llava import MQTLlavaForConditionalGeneration
 
 
+PATIENCE = 900  # seconds until a run is taken to hang: a busy machine is slow
+
+
 RECIPES = REPOSITORY / "examples" / "train"
 CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
 PICTURES = REPOSITORY / "examples" / "images"
@@ -125,7 +128,7 @@ class Run:
         """Runs to the end in two processes."""
         process = self.start(kind, **kwargs)
         try:
-            returncode = process.wait(timeout=240)
+            returncode = process.wait(timeout=PATIENCE)
         finally:
             if process.poll() is None:
                 kill_all(process)
@@ -134,7 +137,7 @@ class Run:
 
     def kill(self, process: subprocess.Popen, moment: Callable[[], bool], delay: float = 0) -> None:
         """Kills all processes of a run with SIGKILL as soon as `moment()` is true, or `delay` seconds later."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         try:
             while not moment():
                 assert process.poll() is None and time.monotonic() < deadline, self.log.read_text()[-4000:]
