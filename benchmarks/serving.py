@@ -72,17 +72,18 @@ async def measure(url: str, model: str, budgets: list[int], rounds: int, request
     mosaics = [Image.open(path) for path in sorted((REPOSITORY / "examples" / "images").glob("mosaic_*.png"))]
     cases = {str(m): [m] for m in budgets} | {"mixed": budgets}
     rows = {name: {"m": name, "seconds": [], "first_piece": []} for name in cases}
-    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600)
-    async with client:
-        for round_index in range(rounds + 1):
-            for name in rng.sample(list(cases), len(cases)):
-                urls = [picture(rng.choice(mosaics), rng) for _ in range(requests)]
-                numbers = islice(cycle(cases[name]), requests)
+    for round_index in range(rounds + 1):
+        for name in rng.sample(list(cases), len(cases)):
+            urls = [picture(rng.choice(mosaics), rng) for _ in range(requests)]
+            numbers = islice(cycle(cases[name]), requests)
+            # A new one each time: the server closes connections that nobody uses for a while.
+            async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
                 start = time.perf_counter()
                 firsts = await asyncio.gather(*(ask(client, model, *one, new_tokens) for one in zip(urls, numbers)))
-                if round_index:  # the first warms up
-                    rows[name]["seconds"].append(round(time.perf_counter() - start, 3))
-                    rows[name]["first_piece"] += [round(first, 3) for first in firsts]
+                seconds = time.perf_counter() - start
+            if round_index:  # the first warms up
+                rows[name]["seconds"].append(round(seconds, 3))
+                rows[name]["first_piece"] += [round(first, 3) for first in firsts]
     for row in rows.values():
         row["median"] = median(row["seconds"])
         row["requests_per_second"] = round(requests / row["median"], 2)
