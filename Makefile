@@ -66,7 +66,8 @@ bench-question-pass: $(VENV)/.installed  ## Measure first tokens of QueCC agains
 	$(VENV)/bin/python benchmarks/question_pass.py --size full --output benchmarks/results/question_pass.json
 
 bench-serving: $(VLLM)/.installed  ## Measure 64 streaming requests at once by number of visual tokens, on a CPU (minutes)
-	$(VLLM)/bin/python benchmarks/serving.py --output benchmarks/results/serving.json
+	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_LOGGING_LEVEL=WARNING \
+		$(VLLM)/bin/python benchmarks/serving.py --output benchmarks/results/serving.json
 
 $(VENV)/.installed: requirements.txt setup.py
 	$(PYTHON) -m venv $(VENV)
