@@ -31,7 +31,7 @@ setup(
         "serve": ["vllm>=0.32"],
         "eval": ["lmms-eval>=0.7.3", "matplotlib"],
         "demo": ["gradio"],
-        "viz": ["matplotlib"],
+        "visual": ["matplotlib", "captum"],
         "plan": ["scipy"],
         "dev": [
             "pytest",
@@ -44,6 +44,7 @@ setup(
             "datasets",
             "bitsandbytes",
             "matplotlib",
+            "captum",
             "scipy",
         ],
     },

@@ -1,0 +1,18 @@
+"""An answer of a tiny random model in float64, for comparisons with finite differences."""
+
+import pytest
+import torch
+from helpers import tiny_config
+from tiny_models import IMAGE_TOKEN_ID, decoder_config, random_model, random_pixels
+
+from mqt_llava.visualization import ImageAnswer
+
+
+@pytest.fixture
+def answer() -> ImageAnswer:
+    """M = 16 visual tokens from 4 x 4 patches, and an answer of 3 tokens."""
+    model = random_model(tiny_config(text_config=decoder_config("gpt2"))).double()  # Llama norms in float32
+    with torch.no_grad():
+        patches, blank = model.model.encode_patches(random_pixels(2).double())[1][0].split(1)
+    prompt_ids = torch.tensor([1, 11, *[IMAGE_TOKEN_ID] * 16, 31, 41])
+    return ImageAnswer(model, prompt_ids, torch.tensor([51, 52, 2]), patches, blank, ["a", "b", "</s>"])
