@@ -6,7 +6,7 @@ LMMS_EVAL = .venv-lmms-eval
 VLLM = .venv-vllm
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: help demo test test-oldest test-slow lint train-tiny evaluate-tiny compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm bench-serving clean
+.PHONY: help demo test test-oldest test-slow lint train-tiny evaluate-tiny figures heatmap-mass compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm bench-serving clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -43,6 +43,12 @@ evaluate-tiny: $(VENV)/.installed  ## Held-out accuracy of the embedded checkpoi
 calibrate-tiny: $(VENV)/.installed  ## Calibrate the embedded checkpoint's adaptive budget and judge it on other items
 	$(RUN) examples/fashion_mosaics/adaptive.py --save --output model_cards/mqt-llava-tiny/adaptive.json \
 		--figure docs/images/adaptive.png
+
+figures: $(VENV)/.installed  ## Heatmaps, query maps and what more tokens change, for the documentation
+	$(RUN) examples/explain.py --output docs/images/explain
+
+heatmap-mass: $(VENV)/.installed  ## How much of a heatmap lies where the answer is (a minute)
+	$(RUN) examples/fashion_mosaics/heatmap_mass.py --output benchmarks/results/heatmap_mass.json
 
 compare-report: $(VENV)/.installed  ## Table and figure of one MQT model against QT models for each m, from logged results
 	$(RUN) examples/fashion_mosaics/compare_report.py

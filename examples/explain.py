@@ -1,0 +1,70 @@
+"""
+Shows where an answer comes from, what each query looks at, and what more visual tokens change:
+
+    python examples/explain.py --image examples/images/mosaic_0.png --question "List the items in the second row."
+
+Saves heatmaps.png (a row for each of the answer's tokens that the budget matters most to), visual_tokens.png (the
+answer through one visual token at a time), queries.png, coverage.png and changes.png. Needs `pip install .[visual]`.
+"""
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from mqt_llava import visualization as visual
+
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(REPOSITORY / "model_cards" / "mqt-llava-tiny"), help="folder or Hub id")
+    parser.add_argument("--image", type=Path, default=REPOSITORY / "examples" / "images" / "mosaic_0.png")
+    parser.add_argument("--question", default="List the items in the second row.")
+    parser.add_argument("--answer", help="explain this answer instead of the model's own")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 2, 4, 16], help="two or more, ascending")
+    parser.add_argument("--answer-tokens", type=int, nargs="+", help="rows of heatmaps.png, counted from 0")
+    parser.add_argument("--visual-tokens", type=int, nargs="+", default=[0, 1, 4, 6], help="rows of visual_tokens.png")
+    parser.add_argument("--method", choices=visual.METHODS, default=visual.METHODS[0])
+    parser.add_argument("--output", type=Path, default=REPOSITORY / "runs" / "explain")
+    args = parser.parse_args(argv)
+
+    model = AutoModelForImageTextToText.from_pretrained(args.model).eval()
+    processor = AutoProcessor.from_pretrained(args.model)
+    image, budgets = Image.open(args.image).convert("RGB"), args.budgets
+    answer = visual.ImageAnswer.ask(model, processor, image, args.question, args.answer)
+    probabilities = visual.probabilities_by_budget(answer, budgets)
+    args.answer_tokens = args.answer_tokens or sorted(visual.largest_changes(probabilities[[0, -1]], 4)[0])
+
+    def heat(budget, **target):
+        heatmap = visual.answer_heatmap(answer, budget, **target, method=args.method)
+        return visual.heat_over_image(heatmap, processor.image_processor, *image.size)
+
+    columns = [f"m = {budget}" for budget in budgets]
+    by_answer_token = [[heat(m, answer_tokens=token) for m in budgets] for token in args.answer_tokens]
+    by_visual_token = [
+        [heat(m, visual_token=token) if token < m else None for m in budgets] for token in args.visual_tokens
+    ]
+    names = [f"{answer.tokens[token]} ({token})" for token in args.answer_tokens]
+    maps = visual.query_maps(model)
+    scale = "nats per patch" if args.method == visual.METHODS[0] else args.method
+    figures = {
+        "heatmaps": visual.draw_heatmaps(image, by_answer_token, names, columns, args.question, scale),
+        "visual_tokens": visual.draw_heatmaps(
+            image, by_visual_token, [f"token {token}" for token in args.visual_tokens], columns, args.question, scale
+        ),
+        "queries": visual.draw_queries(maps[:8, :8]),
+        "coverage": visual.draw_coverage(maps, budgets),
+        "changes": visual.draw_changes(answer.tokens, probabilities, budgets, title=args.question),
+    }
+    args.output.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(args.output / f"{name}.png", dpi=100)
+        print(f"Saved {args.output / name}.png")
+
+
+if __name__ == "__main__":
+    main()
