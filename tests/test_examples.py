@@ -162,6 +162,17 @@ def test_readme_snippets_run_when_pasted(monkeypatch, capsys):
     assert level in (1, 4, 16) and lines[4].startswith(f"tensor([{level}]")
 
 
+def test_heatmaps_are_weighed(dataset, tmp_path):
+    pytest.importorskip("captum")
+    from heatmap_mass import main
+
+    results = main(["--mosaics", "2", "--data-folder", str(dataset), "--output", str(tmp_path / "figures.json")])
+    assert all(0 <= figures["all"] <= 1 for figures in results.values())
+    # The library's Grad-CAM is that of the script, which goes by the layers of the vision tower.
+    assert results["grad_cam"]["all"] == pytest.approx(results["Grad-CAM, what is compressed"]["all"], rel=1e-3)
+    assert json.loads((tmp_path / "figures.json").read_text())["results"].keys() == results.keys()
+
+
 def test_missing_dataset_says_what_to_install(tmp_path):
     from mosaics import load_items
 
