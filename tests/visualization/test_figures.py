@@ -78,9 +78,11 @@ def test_changes_name_tokens_before_and_after():
 
 
 def test_pyplot_keeps_no_figure():
+    from matplotlib import pyplot
+
+    before = pyplot.get_fignums()
     draw_queries(MAPS[:, :1])
-    pyplot = sys.modules.get("matplotlib.pyplot")
-    assert pyplot is None or not pyplot.get_fignums()
+    assert pyplot.get_fignums() == before
 
 
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
