@@ -4,15 +4,19 @@ VENV = .venv
 OLDEST = .venv-oldest
 LMMS_EVAL = .venv-lmms-eval
 VLLM = .venv-vllm
+WEB = .venv-demo
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: help demo test test-oldest test-slow lint train-tiny evaluate-tiny figures heatmap-mass compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm bench-serving clean
+.PHONY: help demo demo-web test test-browser test-oldest test-slow lint train-tiny evaluate-tiny figures heatmap-mass compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm bench-serving clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
 
 demo: $(VENV)/.installed  ## Answer questions about real images with the embedded checkpoint at several budgets
 	$(VENV)/bin/python examples/answer_at_budgets.py
+
+demo-web: $(WEB)/.installed  ## Serve a web page to ask about pictures with a slider for the visual tokens
+	$(WEB)/bin/python examples/demo.py
 
 test: $(VENV)/.installed  ## Run the test suite
 	$(RUN) -m pytest -m "not slow" -n 2
@@ -28,6 +32,9 @@ test-lmms-eval: $(LMMS_EVAL)/.installed  ## Run the tests that need lmms-eval (m
 
 test-vllm: $(VLLM)/.installed  ## Test serving with vLLM on a CPU (minutes)
 	$(VLLM)/bin/python -m pytest -m vllm tests/serving
+
+test-browser: $(WEB)/.installed  ## Test the web demo in Chromium, which must be there (a minute)
+	OMP_NUM_THREADS=1 $(WEB)/bin/python -m pytest -m browser tests/test_demo_browser.py
 
 lint: $(VENV)/.installed  ## Check style
 	$(VENV)/bin/ruff check .
@@ -103,5 +110,12 @@ $(VLLM)/.installed: requirements-vllm.txt setup.py
 	$(VLLM)/bin/pip install --quiet --no-deps -e .
 	touch $@
 
+# Gradio wants an older Pillow than the rest is tested with.
+$(WEB)/.installed: requirements-demo.txt setup.py
+	$(PYTHON) -m venv $(WEB)
+	$(WEB)/bin/pip install --quiet -r requirements-demo.txt
+	$(WEB)/bin/pip install --quiet --no-deps -e .
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OLDEST) $(LMMS_EVAL) $(VLLM) runs build dist src/*.egg-info
+	rm -rf $(VENV) $(OLDEST) $(LMMS_EVAL) $(VLLM) $(WEB) runs build dist src/*.egg-info
