@@ -12,6 +12,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from mqt_llava import MQTLlavaConfig
 from mqt_llava.planning import largest_budget, measure_profile, request_cost
 
 
@@ -31,6 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     config, profile = AutoConfig.from_pretrained(args.model), None
+    if not isinstance(config, MQTLlavaConfig):
+        parser.error(f"--model is a {config.model_type!r}, whose number of visual tokens cannot be chosen")
     if args.seconds is not None:
         profile = measure_profile(AutoModelForImageTextToText.from_pretrained(args.model))
     largest = config.max_visual_tokens

@@ -1,6 +1,8 @@
 """examples/converse.py against fresh runs on the whole conversation."""
 
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -67,3 +69,10 @@ def test_the_image_cannot_get_fewer_tokens(example, checkpoint):
     conversation.ask(TURNS[0])
     with pytest.raises(ValueError, match="`num_visual_tokens` is 2, but the image has 4 already"):
         conversation.ask(TURNS[1], 2)
+
+
+def test_the_script_prints_a_conversation():
+    command = [sys.executable, REPOSITORY / "examples" / "converse.py", REPOSITORY / "examples/images/mosaic_0.png"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert [line.split()[0] for line in output] == ["1", "4", "16", "16"]
+    assert output[2].endswith("What is in the top left?  sneaker")

@@ -39,6 +39,24 @@ def test_demo_prints_answers_and_saves_a_picture(tmp_path):
     assert Image.open(tmp_path / "demo.png").size[0] > 700
 
 
+def test_quickstart_is_the_first_snippet_of_the_readme():
+    path = REPOSITORY / "examples" / "quickstart.py"
+    (snippet,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)[:1]
+    assert path.read_text().endswith(snippet)
+    command = [sys.executable, path]
+    output = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert output[-1].split(maxsplit=1) == ["16", "sneaker, coat, dress, sandal"]
+
+
+def test_every_script_is_in_the_readme():
+    """Those that a user copies; what made the embedded checkpoint and its figures is described elsewhere."""
+    scripts = {path.relative_to(REPOSITORY) for path in (REPOSITORY / "examples").glob("*.py")}
+    scripts |= {path.relative_to(REPOSITORY) for path in (REPOSITORY / "examples").glob("[ts][re]r*/*.py")}
+    readme = (REPOSITORY / "README.md").read_text()
+    modules = {"demo_answers.py", "pictures.py"}
+    assert [str(path) for path in sorted(scripts) if path.name not in modules and f"{path})" not in readme] == []
+
+
 def test_embedded_checkpoint_answers_about_held_out_photos():
     """With all tokens nearly everything is right, with one token still what is coarse."""
     pipe = pipeline("image-text-to-text", model=str(CHECKPOINT))

@@ -99,3 +99,11 @@ def test_the_example_says_when_nothing_fits(capsys):
     with pytest.raises(SystemExit):
         main(["--kv-bytes", "5", "--budgets", "3"])
     assert "`kv_bytes` is 5.0, but one visual token for each image needs" in capsys.readouterr().err
+
+
+def test_the_example_says_which_models_have_a_choice(converted_quecc, capsys):
+    from plan_budget import main
+
+    with pytest.raises(SystemExit):
+        main(["--model", str(converted_quecc)])
+    assert "--model is a 'quecc_llava', whose number of visual tokens cannot be chosen" in capsys.readouterr().err

@@ -55,9 +55,13 @@ def test_server_and_client(tmp_path, environment):
                     time.sleep(0.5)
             assert CLIENT.count("localhost:8000") == 1
             lines = run(CLIENT.replace("localhost:8000", f"localhost:{port}"), tmp_path / "client.py", environment)
+            script = [sys.executable, "examples/serve/ask_server.py", "--url", f"http://localhost:{port}/v1"]
+            script += ["--image", "examples/images/mosaic_0.png", "--question", "List the items in the second row."]
+            example = subprocess.run(script, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
         finally:
             server.terminate()
             server.wait()
+    assert [line.split() for line in example.splitlines()] == [line.split() for line in lines]
     answers = dict(line.split(maxsplit=1) for line in lines)
     assert list(answers) == ["1", "4", "16"] and answers["1"] != answers["16"]
     assert len(answers["16"].split(", ")) == 4  # a row of the mosaic
