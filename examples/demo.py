@@ -84,7 +84,8 @@ class Page:
             for answer in self.answerer.stream(image, said, question, "auto" if is_auto else int(budget)):
                 note = ""
                 if answer.seconds is not None:
-                    note = ("auto: " if is_auto else "") + answer.describe()
+                    # The levels below the chosen one are in its time, but not in its FLOPs.
+                    note = f"auto: {answer.describe()} at that number" if is_auto else answer.describe()
                 longer = [*turns, (question, answer.text, note)]
                 yield show(longer), longer, ""
 
@@ -154,7 +155,7 @@ class Page:
                     )
                     gr.Examples([[text] for text in questions], question, label="Questions to try")
             with gr.Tab("Chat"):
-                chat = gr.Chatbot(label="Conversation", height=420, render_markdown=False, buttons=["copy"])
+                chat = gr.Chatbot(label="Conversation", height=460, render_markdown=False, buttons=["copy"])
                 with gr.Row():
                     send = gr.Button("Ask", variant="primary")
                     stop = gr.Button("Stop")
