@@ -7,7 +7,7 @@ VLLM = .venv-vllm
 WEB = .venv-demo
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: help demo demo-web test test-browser test-oldest test-slow lint train-tiny evaluate-tiny figures heatmap-mass compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm bench-serving clean
+.PHONY: help demo demo-web test test-browser test-oldest test-slow lint train-tiny evaluate-tiny figures heatmap-mass compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm bench-serving bench-gpu clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -77,6 +77,9 @@ bench-first-token: $(VENV)/.installed  ## Measure first tokens, image path and a
 
 bench-question-pass: $(VENV)/.installed  ## Measure first tokens of QueCC against MQT at the same number of tokens (minutes on two cores)
 	$(VENV)/bin/python benchmarks/question_pass.py --size full --output benchmarks/results/question_pass.json
+
+bench-gpu: $(VENV)/.installed  ## Measure image path, prompt, first and further tokens against LLaVA's on a GPU (9 minutes)
+	$(VENV)/bin/python benchmarks/gpu.py --output benchmarks/results
 
 bench-serving: $(VLLM)/.installed  ## Measure 64 streaming requests at once by number of visual tokens, on a CPU (minutes)
 	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_LOGGING_LEVEL=WARNING \

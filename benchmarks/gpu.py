@@ -1,0 +1,260 @@
+"""
+Image path, prompt, first token and further tokens of MQT-LLaVA on a GPU, against LLaVA with 576 tokens:
+
+    python benchmarks/gpu.py --output benchmarks/results
+    python benchmarks/gpu.py --size small --device cpu --output /tmp/rehearsal
+
+Both models have random weights, made on the device in bfloat16, a vision tower of the same shape, and one decoder that
+they share. LLaVA runs all layers of its vision tower, as transformers does, MQT-LLaVA those up to feature layer -2.
+A prompt is text, an image and text again, 64 text tokens in all; prompts of a batch are equally long, and no answer
+ends early. What is compared takes turns, in rounds of random order, after two untimed calls. Times are medians over
+the rounds; ratios are those of the medians, beside the least and greatest ratio of one round. Sections:
+
+1. `image_path`: `get_image_features`, from pixels to visual tokens.
+2. `prefill`: a forward of encoded images and text with an empty `DynamicCache`, logits of the last token alone.
+3. `first_token`: `generate` with one new token, from pixels, as it is by default.
+4. `generate`: a whole answer from pixels with a static cache. Compiled it is by transformers itself, the steps after
+   the first token alone, as CUDA graphs. The median of these steps is the time per token.
+5. `host_to_device`: a batch of pixels copied to the GPU, from pageable and from pinned memory.
+
+Each time stands beside its roofline (`roofline.py`), from rates that are measured first. A peak of memory is that of a
+model by itself: its weights and what a call takes besides, warm-up and so compiling included.
+
+The benchmark ends by itself: a case is left out when what a case like it took does not fit into the rest of the budget
+any more, and the most important come first. Of several sizes the first gets most of the time. After each case the
+figures are written, with all cases that are not measured and why; what goes wrong in one case does not end the rest.
+
+On a CPU everything is rehearsed in tiny shapes, with a compiler that only traces. Its times say nothing.
+"""
+
+import argparse
+import gc
+import json
+import os
+import random
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from first_token import TEXT_AFTER, TEXT_BEFORE
+from gpu_cases import ATTENTIONS, METRICS, SCALES, Case, Models, Scale, all_cases, headlines, measure, time_call
+from gpu_report import evaluate_targets, report
+from roofline import Rates, decoder_bytes, measure_rates, roofline, synchronize, work_by_metric
+from training_step import hardware
+
+
+SEED, COPY_ROUNDS = 0, 20
+MARGIN = 1.5  # how much longer a case may take than the last one like it
+NOT_REACHED = "the run ended before"
+
+
+def summarise(models: Models, case: Case, figures: dict[int | str, dict], rates: Rates) -> list[dict]:
+    """A row for each m and metric."""
+    scale, rows = models.scale, []
+
+    def side(contender: int | str, metric: str) -> dict:
+        m = None if contender == "llava" else contender
+        work = work_by_metric(
+            models.of(contender).config, m, case.batch, TEXT_BEFORE + TEXT_AFTER, scale.new_tokens, scale.shapes.dtype
+        )
+        one = {key: value for key, value in figures[contender].items() if key not in METRICS[case.section]}
+        one |= {"seconds": figures[contender][metric], "median": median(figures[contender][metric])}
+        one |= roofline(work[metric], rates)
+        return {**one, "over_roofline": one["median"] / one["roofline"]}
+
+    for m in case.budgets:
+        for metric in METRICS[case.section]:
+            mqt, llava = side(m, metric), side("llava", metric)
+            by_round = [theirs / ours for theirs, ours in zip(llava["seconds"], mqt["seconds"])]
+            rows.append({
+                "section": case.section, "metric": metric, "batch": case.batch, "attention": case.attention,
+                "compiled": case.compiled, "m": m, "time_ratio": llava["median"] / mqt["median"],
+                "time_ratio_by_round": [min(by_round), max(by_round)], "mqt": mqt, "llava": llava,
+            })  # fmt: skip
+    return rows
+
+
+def copy_pixels(device: str, rounds: int, rng: random.Random) -> dict:
+    """32 images as a processor returns them, in float32, from either kind of memory."""
+    pageable = torch.randn(32, 3, 336, 336)
+    batches = {"pageable": pageable, "pinned": pageable.pin_memory()}
+    seconds = {name: [] for name in batches}
+    for turn in range(rounds + 1):  # the first warms up
+        for name in rng.sample(list(batches), len(batches)):
+            one = time_call(lambda name=name: batches[name].to(device, non_blocking=True), "copy", device)["copy"]
+            if turn:
+                seconds[name].append(one)
+    by_round = [slow / fast for slow, fast in zip(seconds["pageable"], seconds["pinned"])]
+    medians = {name: median(times) for name, times in seconds.items()}
+    return {
+        "bytes": pageable.nbytes, "seconds": seconds, "median": medians,
+        "bytes_per_second": {name: pageable.nbytes / value for name, value in medians.items()},
+        "time_ratio": medians["pageable"] / medians["pinned"],
+        "time_ratio_by_round": [min(by_round), max(by_round)],
+    }  # fmt: skip
+
+
+def free_memory(device: str) -> None:
+    """Drops compiled code with its CUDA graphs, and whatever an exception still held."""
+    torch.compiler.reset()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def rehearsed(scale: Scale) -> list[Case]:
+    """What is compiled on a CPU: of each section something."""
+    return [*headlines(scale), Case("image_path", scale.batches[1], "sdpa", True, (256,))]
+
+
+def missing_attention(models: Models) -> dict[str, str]:
+    """Which kinds of attention cannot be chosen here, and why."""
+    missing = {}
+    for attention in ATTENTIONS:
+        try:
+            models.set_attention(attention)
+        except ImportError as error:
+            missing[attention] = describe(error)
+    return missing
+
+
+def reason_to_skip(case: Case, scale: Scale, device: str, took: dict, left: float) -> str | None:
+    """
+    Args:
+        took: Seconds of a contender in the last case like one, by section and whether it was compiled.
+        left: Seconds of the budget.
+    """
+    if device == "cpu" and case.compiled and case not in rehearsed(scale):
+        return "compiling it would take too long for a rehearsal"
+    expected = took.get((case.section, case.compiled), scale.guess[case.compiled])
+    expected *= (len(case.budgets) + 1) * MARGIN
+    return f"{expected:.0f} s may be needed, {max(left, 0):.0f} s are left" if expected > left else None
+
+
+def describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
+
+
+class Run:
+    """One run of the benchmark: its figures so far, and where they are written."""
+
+    def __init__(self, result: dict, device: str, rounds: int | None, output: Path):
+        self.result, self.device, self.rounds, self.output = result, device, rounds, output
+        self.rng = random.Random(result["seed"])
+
+    def write(self) -> None:
+        """Whole files only, whenever the process is ended."""
+        self.result["load_average_after"] = round(os.getloadavg()[0], 2)
+        for name, text in (("gpu.json", json.dumps(self.result, indent=1)), ("gpu.md", report(self.result))):
+            part = self.output / f"{name}.part"
+            part.write_text(text + "\n")
+            part.replace(self.output / name)
+
+    def measure_copies(self) -> None:
+        if self.device == "cuda":
+            self.result["host_to_device"] = copy_pixels(self.device, self.rounds or COPY_ROUNDS, self.rng)
+            free_memory(self.device)
+        else:
+            self.result["skipped"].append({"section": "host_to_device", "reason": "it needs a GPU"})
+        self.write()
+
+    def prepare_size(self, name: str) -> tuple[Models, Rates]:
+        """What the device can do, and the models on it."""
+        scale, size = SCALES[name], self.result["sizes"][name]
+        dtype = scale.shapes.dtype
+        rates = measure_rates(self.device, dtype, scale.matmul_sides, scale.copy_bytes)
+        free_memory(self.device)
+        start = time.perf_counter()
+        models = Models(scale, self.device)
+        synchronize(self.device)
+        size |= {
+            "dtype": str(dtype), "batches": scale.batches, "new_tokens": scale.new_tokens,
+            "rounds": self.rounds or scale.shapes.rounds, "flops_per_second": rates.flops,
+            "bytes_per_second": rates.bytes, "build_seconds": time.perf_counter() - start,
+            "weight_read_seconds": decoder_bytes(models.mqt.config, dtype) / rates.bytes, "targets": [],
+        }  # fmt: skip
+        return models, rates
+
+    def measure_size(self, name: str, cases: dict[Case, dict], deadline: float) -> None:
+        """
+        Args:
+            cases: The entry of each case in the list of those that are not measured, which it leaves once it is.
+            deadline: When to end, by `time.perf_counter`.
+        """
+        try:
+            models, rates = self.prepare_size(name)
+        except torch.OutOfMemoryError as error:
+            for entry in cases.values():
+                entry["reason"] = describe(error)
+            return
+        scale, size, took = SCALES[name], self.result["sizes"][name], {}
+        missing = missing_attention(models)
+        for case, entry in cases.items():
+            start = time.perf_counter()
+            reason = missing.get(case.attention) or reason_to_skip(case, scale, self.device, took, deadline - start)
+            if reason is None:
+                reason = self.measure_case(models, case, rates, size)
+                if reason is None:
+                    took[case.section, case.compiled] = (time.perf_counter() - start) / (len(case.budgets) + 1)
+                    self.result["skipped"].remove(entry)
+                print(f"{name}, {time.perf_counter() - start:.1f} s: {case}: {reason or 'measured'}", flush=True)
+            entry["reason"] = reason
+            size["targets"] = evaluate_targets(size, scale.batches[1])
+            self.write()
+
+    def measure_case(self, models: Models, case: Case, rates: Rates, size: dict) -> str | None:
+        """What went wrong, if anything did. Out of memory, a kernel that is missing: the other cases go on."""
+        reason = None
+        try:
+            figures = measure(models, case, size["rounds"], self.rng)
+            size["rows"] += summarise(models, case, figures, rates)
+        except Exception as error:
+            reason = describe(error)
+        if case.compiled or reason:
+            free_memory(self.device)
+        return reason
+
+
+def main() -> None:
+    start = time.perf_counter()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", nargs="+", choices=SCALES, default=["7b", "1b"], help="the first gets most time")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--sections", nargs="+", choices=METRICS, default=list(METRICS))
+    parser.add_argument("--rounds", type=int, help="by default what the size says")
+    parser.add_argument("--budget", type=float, default=540, help="seconds")
+    parser.add_argument("--output", type=Path, required=True, help="folder for gpu.json and gpu.md")
+    args = parser.parse_args()
+    # An error rather than uncompiled code that passes for compiled.
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    torch.manual_seed(SEED)
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    result = {
+        **hardware(args.device), "cuda": torch.version.cuda, "seed": SEED, "budget_seconds": args.budget,
+        "text_tokens": [TEXT_BEFORE, TEXT_AFTER], "sizes": {}, "skipped": [],
+    }  # fmt: skip
+    cases = {}
+    for name in args.size:
+        chosen = [case for case in all_cases(SCALES[name]) if case.section in args.sections]
+        cases[name] = {case: {"size": name, **vars(case), "reason": NOT_REACHED} for case in chosen}
+        result["skipped"] += cases[name].values()
+        result["sizes"][name] = {"rows": []}
+    run = Run(result, args.device, args.rounds, args.output)
+    run.measure_copies()
+    shares = {name: SCALES[name].share for name in args.size}
+    passed = 0
+    for name in args.size:
+        passed += shares[name]
+        deadline = start + args.budget * passed / sum(shares.values())
+        run.measure_size(name, cases[name], deadline)
+        free_memory(args.device)
+        run.write()
+    result["seconds"] = time.perf_counter() - start
+    run.write()
+    print(report(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""
+What `gpu.py` measures: models on the device, cases in order of importance, and a case's calls timed side by side.
+
+A case is one section at one batch size, kind of attention and number of budgets, compiled or not. Its contenders are
+MQT-LLaVA at each m and LLaVA. They take turns: each round runs every contender once, in random order.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+
+import first_token
+import torch
+import training_step
+from first_token import BUDGETS, TEXT_AFTER, TEXT_BEFORE
+from roofline import synchronize
+from torch._dynamo.utils import counters
+from training_step import LLAVA_TOKENS, Size, build_models
+from transformers import CompileConfig, LogitsProcessor, LogitsProcessorList
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+
+ATTENTIONS = ("sdpa", "flash_attention_3", "flash_attention_2", "eager")
+GENERATE_BUDGETS = (16, 256)
+# What each section times. Of an answer that is the first token, a further one (the median) and all of it.
+METRICS = {
+    "image_path": ("image_path",),
+    "prefill": ("prefill",),
+    "first_token": ("first_token",),
+    "generate": ("first_token", "per_token", "generate"),
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """
+    Args:
+        batches: Batch sizes; the second is the one that targets are for.
+        new_tokens: Of a whole answer.
+        matmul_sides, copy_bytes: With which the device's rates are measured.
+        share: Of the time, where several sizes are measured.
+        guess: Seconds that a contender may take, plain and compiled, before one was measured.
+    """
+
+    shapes: Size
+    batches: tuple[int, ...]
+    new_tokens: int
+    matmul_sides: tuple[int, ...]
+    copy_bytes: int
+    share: int
+    guess: tuple[float, float]
+
+
+LARGE = {"batches": (1, 8, 32), "new_tokens": 64, "matmul_sides": (4096, 8192, 16384), "copy_bytes": 2**31}
+TINY = Size((32, 64, 2, 2), (64, 128, 2, 4, 2), 256, False, torch.float32, 2, draws=0, rounds=2)
+SCALES = {
+    "small": Scale(TINY, (1, 2), 4, (256,), 2**22, share=1, guess=(2, 8)),
+    "1b": Scale(replace(first_token.SIZES["full"], dtype=torch.bfloat16, rounds=5), **LARGE, share=1, guess=(3, 20)),
+    "7b": Scale(training_step.SIZES["7b"], **LARGE, share=3, guess=(3, 45)),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    section: str
+    batch: int
+    attention: str
+    compiled: bool
+    budgets: tuple[int, ...]
+
+
+def headlines(scale: Scale) -> list[Case]:
+    """What the targets are for."""
+    return [
+        Case("prefill", scale.batches[1], "sdpa", True, (256,)),
+        Case("first_token", scale.batches[1], "sdpa", False, BUDGETS),
+        Case("generate", scale.batches[0], "sdpa", True, (16,)),
+    ]
+
+
+def all_cases(scale: Scale) -> list[Case]:
+    """
+    The most important first; then what is short; and last what is compiled, which takes longest: each m for itself.
+
+    `generate` compiles no more than the steps after the first token, so a first token alone has no compiled case.
+    """
+    batches = dict.fromkeys((scale.batches[1], *scale.batches))
+
+    def grid(section: str, compiled: bool, choices: list[tuple[int, ...]]) -> list[Case]:
+        return [
+            Case(section, batch, attention, compiled, budgets)
+            for attention in ATTENTIONS
+            for batch in batches
+            for budgets in choices
+        ]
+
+    each, each_of_answers = ([(m,) for m in reversed(budgets)] for budgets in (BUDGETS, GENERATE_BUDGETS))
+    plain = [case for section in ("first_token", "prefill", "image_path") for case in grid(section, False, [BUDGETS])]
+    plain += grid("generate", False, each_of_answers)
+    compiled = grid("prefill", True, each) + grid("generate", True, each_of_answers) + grid("image_path", True, each)
+    return list(dict.fromkeys(headlines(scale) + plain + compiled))
+
+
+class StepClock(LogitsProcessor):
+    """When each token of an answer was known. It leaves the logits alone, and waits for nothing until it is read."""
+
+    def __init__(self, device: str):
+        self.device, self.marks = device, [self.now(device)]
+
+    @staticmethod
+    def now(device: str) -> torch.cuda.Event | float:
+        if device != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        self.marks.append(self.now(self.device))
+        return scores
+
+    def seconds(self) -> dict[str, float]:
+        """Until the first token, and of a further one."""
+        pairs = zip(self.marks, self.marks[1:])
+        if self.device == "cuda":
+            first, *others = [before.elapsed_time(after) / 1000 for before, after in pairs]
+        else:
+            first, *others = [after - before for before, after in pairs]
+        return {"first_token": first, "per_token": median(others)}
+
+
+class Models:
+    """The two models around one decoder, on the device, and inputs for them."""
+
+    def __init__(self, scale: Scale, device: str):
+        self.scale, self.device = scale, device
+        self.mqt, self.llava = (model.eval() for model in build_models(scale.shapes, device))
+        for model in (self.mqt, self.llava):
+            model.generation_config.update(do_sample=False, eos_token_id=None, pad_token_id=0)
+        most, shapes = max(scale.batches), scale.shapes
+        self.pixels = torch.randn(most, 3, 336, 336, device=device, dtype=shapes.dtype)
+        self.text = torch.randint(1, shapes.vocabulary - 1, (most, TEXT_BEFORE + TEXT_AFTER), device=device)
+
+    def of(self, contender: int | str):
+        return self.llava if contender == "llava" else self.mqt
+
+    def set_attention(self, attention: str) -> None:
+        """
+        Raises:
+            ImportError: The package with its kernels is not installed.
+        """
+        for model in (self.mqt, self.llava):
+            model.set_attn_implementation(attention)
+            # `generate` makes static caches as long as the longest so far; here each m has its own length.
+            model._previous_max_cache_length = -1
+
+    def prompt(self, contender: int | str, batch: int) -> torch.Tensor:
+        before, after = self.text[:batch].split([TEXT_BEFORE, TEXT_AFTER], dim=1)
+        tokens = LLAVA_TOKENS if contender == "llava" else contender
+        return torch.cat([before, before.new_full((batch, tokens), self.scale.shapes.vocabulary - 1), after], dim=1)
+
+    def weight_bytes(self, contender: int | str) -> int:
+        return sum(parameter.nbytes for parameter in self.of(contender).parameters())
+
+
+def compile_call(function: Callable, case: Case, device: str) -> Callable:
+    """
+    Nothing may fall back to uncompiled code unnoticed, so breaks in the graph are errors. But flash attention's own
+    kernels are no part of a graph. On a CPU only the tracing is rehearsed.
+    """
+    if not case.compiled:
+        return function
+    is_whole = not case.attention.startswith("flash")
+    backend = "inductor" if device == "cuda" else "eager"
+    return torch.compile(function, fullgraph=is_whole, dynamic=False, backend=backend)
+
+
+def encode_images(models: Models, case: Case, contender: int | str, device: str) -> Callable:
+    model = models.of(contender)
+    counts = [] if contender == "llava" else [[contender] * case.batch]
+    encode = compile_call(model.get_image_features, case, device)
+    return partial(encode, models.pixels[: case.batch], *counts)
+
+
+def read_prompt(models: Models, case: Case, contender: int | str, device: str) -> Callable:
+    """Prompts without padding need no attention mask."""
+    visual_tokens = encode_images(models, replace(case, compiled=False), contender, device)().pooler_output
+    return partial(
+        compile_call(models.of(contender), case, device),
+        input_ids=models.prompt(contender, case.batch),
+        mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=list(visual_tokens))},
+        logits_to_keep=1,
+        use_cache=True,
+    )
+
+
+def answer(models: Models, case: Case, contender: int | str, device: str, **kwargs) -> Callable:
+    ids = models.prompt(contender, case.batch)
+    if contender != "llava":
+        kwargs["num_visual_tokens"] = contender
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": models.pixels[: case.batch]}
+    return partial(models.of(contender).generate, **inputs, **kwargs)
+
+
+def first_of_answer(models: Models, case: Case, contender: int | str, device: str) -> Callable:
+    return answer(models, case, contender, device, max_new_tokens=1)
+
+
+def whole_answer(models: Models, case: Case, contender: int | str, device: str) -> Callable:
+    kwargs = {"cache_implementation": "static", "disable_compile": not case.compiled}
+    if case.compiled and device == "cpu":
+        kwargs["compile_config"] = CompileConfig(backend="eager", mode=None)
+        kwargs["compile_config"]._compile_all_devices = True  # transformers' own switch for tests
+    generate = answer(models, case, contender, device, max_new_tokens=models.scale.new_tokens, **kwargs)
+
+    def run() -> StepClock:
+        clock = StepClock(device)
+        generate(logits_processor=LogitsProcessorList([clock]))
+        return clock
+
+    return run
+
+
+CALLS = {
+    "image_path": encode_images,
+    "prefill": read_prompt,
+    "first_token": first_of_answer,
+    "generate": whole_answer,
+}
+
+
+def time_call(function: Callable, section: str, device: str) -> dict[str, float]:
+    """Seconds of each metric of the section, and the bytes of GPU memory taken at most, besides what was before."""
+    before = 0
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    start = time.perf_counter()
+    result = function()
+    synchronize(device)
+    figures = {section: time.perf_counter() - start}
+    if isinstance(result, StepClock):
+        figures |= result.seconds()
+    return {**figures, "taken_bytes": torch.cuda.max_memory_allocated() - before if device == "cuda" else 0}
+
+
+@torch.no_grad()
+def measure(models: Models, case: Case, rounds: int, rng: random.Random) -> dict[int | str, dict]:
+    """
+    Of each contender the seconds of each metric in each round, its peak of memory, and what was compiled.
+
+    Raises:
+        RuntimeError: Something was to be compiled and was not.
+    """
+    device, figures = models.device, {}
+    models.set_attention(case.attention)
+    calls = {contender: CALLS[case.section](models, case, contender, device) for contender in (*case.budgets, "llava")}
+    # The first call of compiled code compiles, the second finds everything in place. A whole answer repeats itself.
+    warm_ups = 1 if case.section == "generate" and not case.compiled else 2
+    for contender, call in calls.items():
+        counters.clear()
+        start = time.perf_counter()
+        runs = [time_call(call, case.section, device) for _ in range(warm_ups)]
+        figures[contender] = {
+            "warm_up_seconds": time.perf_counter() - start,
+            "graphs": counters["stats"]["unique_graphs"],
+            "graph_breaks": sum(counters["graph_break"].values()),
+            "cudagraph_skips": counters["inductor"]["cudagraph_skips"],
+            "taken_bytes": [run["taken_bytes"] for run in runs],
+            **{metric: [] for metric in METRICS[case.section]},
+        }
+        if case.compiled and not figures[contender]["graphs"]:
+            raise RuntimeError(f"Nothing was compiled for {contender}.")
+    for _ in range(rounds):
+        for contender in rng.sample(list(calls), len(calls)):
+            for name, value in time_call(calls[contender], case.section, device).items():
+                figures[contender][name].append(value)
+    for contender, one in figures.items():
+        taken = max(one.pop("taken_bytes"))
+        one["peak_bytes"] = models.weight_bytes(contender) + taken if device == "cuda" else None
+    return figures
