@@ -248,6 +248,7 @@ def time_call(function: Callable, section: str, device: str) -> dict[str, float]
     return {**figures, "taken_bytes": torch.cuda.max_memory_allocated() - before if device == "cuda" else 0}
 
 
+@torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)  # rather than uncompiled code that passes for compiled
 @torch.no_grad()
 def measure(models: Models, case: Case, rounds: int, rng: random.Random) -> dict[int | str, dict]:
     """

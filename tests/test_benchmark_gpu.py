@@ -35,7 +35,7 @@ def modules():
     """The benchmark's own modules."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
-        yield {name: importlib.import_module(name) for name in ("gpu_cases", "gpu_report", "roofline")}
+        yield {name: importlib.import_module(name) for name in ("gpu", "gpu_cases", "gpu_report", "roofline")}
 
 
 def expected_cases() -> set[tuple]:
@@ -218,6 +218,48 @@ def test_targets_are_met_or_missed(modules, factor, result):
     assert [target["result"] for target in targets] == [result] * 3
     targets = evaluate({"rows": [], "weight_read_seconds": 2.0}, 8)
     assert [target["result"] for target in targets] == ["not measured"] * 3
+
+
+def test_what_goes_wrong_in_one_case_leaves_the_others(modules, tmp_path, monkeypatch):
+    gpu, gpu_cases = modules["gpu"], modules["gpu_cases"]
+
+    def measure(models, case, rounds, rng):
+        if case.batch == 2:
+            raise torch.OutOfMemoryError("no memory left")
+        return gpu_cases.measure(models, case, rounds, rng)
+
+    monkeypatch.setattr(gpu, "measure", measure)
+    cases = [gpu_cases.Case("prefill", batch, "sdpa", False, (16,)) for batch in (2, 1)]
+    entries = {case: {"size": "small", **vars(case), "reason": gpu.NOT_REACHED} for case in cases}
+    result = {
+        **gpu.hardware("cpu"), "cuda": None, "seed": 0, "sizes": {"small": {"rows": []}},
+        "skipped": list(entries.values()),
+    }  # fmt: skip
+    gpu.Run(result, "cpu", 1, tmp_path).measure_size("small", entries, deadline=float("inf"))
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert [(row["batch"], row["m"]) for row in written["sizes"]["small"]["rows"]] == [(1, 16)]
+    assert left_out(written) == {("prefill", 2, "sdpa", False, 16): "OutOfMemoryError: no memory left"}
+
+
+def test_a_run_that_is_cut_short_leaves_what_it_has(modules, tmp_path, monkeypatch):
+    """Killed in the second case: the first is on disk, and what was not reached is named."""
+    gpu, gpu_cases = modules["gpu"], modules["gpu_cases"]
+
+    def measure(models, case, rounds, rng):
+        if case.batch == 2:
+            raise KeyboardInterrupt
+        return gpu_cases.measure(models, case, rounds, rng)
+
+    monkeypatch.setattr(gpu, "measure", measure)
+    arguments = ["gpu.py", "--size", "small", "--device", "cpu", "--sections", "image_path", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--output", str(tmp_path)])
+    cases = [gpu_cases.Case("image_path", batch, "sdpa", False, (16,)) for batch in (1, 2)]
+    monkeypatch.setattr(gpu, "all_cases", lambda scale: cases)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main()
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert [row["batch"] for row in written["sizes"]["small"]["rows"]] == [1]
+    assert left_out(written) == {("image_path", 2, "sdpa", False, 16): gpu.NOT_REACHED}
 
 
 def test_without_time_everything_is_named_as_left_out(tmp_path):
