@@ -114,7 +114,7 @@ def missing_attention(models: Models) -> dict[str, str]:
     for attention in ATTENTIONS:
         try:
             models.set_attention(attention)
-        except ImportError as error:
+        except Exception as error:  # no package, or kernels that would have to be fetched
             missing[attention] = describe(error)
     return missing
 

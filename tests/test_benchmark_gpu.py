@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import random
 import subprocess
 import sys
+import time
 from itertools import product
 from statistics import median
 
@@ -218,6 +220,47 @@ def test_targets_are_met_or_missed(modules, factor, result):
     assert [target["result"] for target in targets] == [result] * 3
     targets = evaluate({"rows": [], "weight_read_seconds": 2.0}, 8)
     assert [target["result"] for target in targets] == ["not measured"] * 3
+
+
+class Event:
+    """Stands in for `torch.cuda.Event`: it is recorded at once, and counts in milliseconds."""
+
+    def __init__(self, enable_timing: bool):
+        assert enable_timing
+
+    def record(self):
+        self.time = time.perf_counter()
+
+    def elapsed_time(self, other) -> float:
+        return 1000 * (other.time - self.time)
+
+
+def test_on_a_gpu_events_tell_the_time_and_peaks_are_those_of_one_model(modules, models, monkeypatch):
+    gpu, gpu_cases = modules["gpu"], modules["gpu_cases"]
+    calls = []
+    taken = iter([7, 5, 3, 2, 4, 1])  # by the warm-up of each model, by its rounds
+    for name, stand_in in {
+        "synchronize": lambda: calls.append("synchronize"),
+        "reset_peak_memory_stats": lambda: calls.append("reset"),
+        "memory_allocated": lambda: 1000,
+        "max_memory_allocated": lambda: 1000 + next(taken),
+        "Event": Event,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(models, "device", "cuda")
+    case = gpu_cases.Case("generate", 1, "sdpa", False, (16,))
+    figures = gpu_cases.measure(models, case, 2, random.Random(0))
+    # One warm-up and two rounds of both: the device is waited for before the peak is reset, and before time is read.
+    assert calls == ["synchronize", "reset", "synchronize"] * 6
+    rows = gpu.summarise(models, case, figures, modules["roofline"].Rates(1e9, 1e9))
+    for row, name, most in ((rows[0], "mqt", 7), (rows[0], "llava", 5)):
+        weights = sum(parameter.nbytes for parameter in getattr(models, name).parameters())
+        assert row[name]["peak_bytes"] == weights + most
+    for row in rows:
+        assert 0 < row["mqt"]["median"] < 10
+    assert rows[0]["mqt"]["median"] + rows[1]["mqt"]["median"] < rows[2]["mqt"]["median"]
+    peaks = f"{rows[0]['mqt']['peak_bytes'] / 1e9:.1f} / {rows[0]['llava']['peak_bytes'] / 1e9:.1f}"
+    assert modules["gpu_report"].row_line(rows[0]).endswith(f"| {peaks}")
 
 
 def test_what_goes_wrong_in_one_case_leaves_the_others(modules, tmp_path, monkeypatch):
