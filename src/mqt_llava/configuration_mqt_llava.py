@@ -75,6 +75,7 @@ def check_max_visual_tokens(value: Any) -> None:
         )
 
 
+@torch.compiler.disable  # a compiled graph that knew the numbers would hold for these alone
 def check_num_visual_tokens(
     value: Any, max_visual_tokens: int, num_images: int | None = None, name: str = "num_visual_tokens"
 ) -> list[int]:

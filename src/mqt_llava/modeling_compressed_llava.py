@@ -7,7 +7,6 @@ What all of them share, whatever the compressor. A subclass of the model brings 
 """
 
 import copy
-import math
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,6 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
-from transformers.utils import torch_compilable_check
 
 from .configuration_compressed_llava import CompressedLlavaConfig
 
@@ -164,7 +162,7 @@ class CompressedLlavaModel(CompressedLlavaPreTrainedModel):
         patches = [image_outputs.hidden_states[layer - num_layers - 1] for layer in self.used_vision_layers]
         if self.config.vision_feature_select_strategy == "default":
             # Class and register tokens stand in front of the largest square that fits.
-            first = patches[0].shape[1] - math.isqrt(patches[0].shape[1]) ** 2
+            first = patches[0].shape[1] - int(patches[0].shape[1] ** 0.5) ** 2
             patches = [states[:, first:] for states in patches]
         if not all_states_asked:
             image_outputs["hidden_states"] = None
@@ -201,13 +199,14 @@ class CompressedLlavaModel(CompressedLlavaPreTrainedModel):
         if image_outputs is not None:
             image_features = torch.cat(list(image_outputs.pooler_output)).to(inputs_embeds.device, inputs_embeds.dtype)
             placeholder_mask = placeholder_mask.unsqueeze(-1).to(inputs_embeds.device)
-            torch_compilable_check(
-                placeholder_mask.sum() == len(image_features),
-                lambda: (
-                    f"Image features and image tokens do not match: {int(placeholder_mask.sum())} image tokens in the "
-                    f"prompts, {len(image_features)} visual tokens."
-                ),
-            )
+            num_places, error = placeholder_mask.sum(), "Image features and image tokens do not match"
+            if torch.compiler.is_compiling():
+                # On the device: to read the number here would split the graph, and one part would depend on m.
+                torch._assert_async(num_places == len(image_features), error)
+            elif num_places != len(image_features):
+                raise ValueError(
+                    f"{error}: {int(num_places)} image tokens in the prompts, {len(image_features)} visual tokens."
+                )
             inputs_embeds = inputs_embeds.masked_scatter(placeholder_mask, image_features)
 
         outputs = self.language_model(inputs_embeds=inputs_embeds, **kwargs)

@@ -83,7 +83,7 @@ class MQTLlavaModel(MQTLlavaPreTrainedModel, CompressedLlavaModel):
             )
 
         image_outputs, (patches,) = self.encode_patches(pixel_values, **kwargs)
-        visual_tokens = self.resampler(patches, num_queries=max(counts, default=max_visual_tokens))
+        visual_tokens = self.resampler(patches, num_queries=max([1, *counts]))
         return BaseModelOutputWithPooling(
             last_hidden_state=image_outputs.last_hidden_state,
             pooler_output=[tokens[:count] for tokens, count in zip(visual_tokens, counts)],

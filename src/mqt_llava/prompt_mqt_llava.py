@@ -14,6 +14,7 @@ from torch import nn
 from .configuration_mqt_llava import check_num_visual_tokens
 
 
+@torch.compiler.disable  # a compiled graph that knew the numbers would hold for these alone
 def visual_tokens_per_image(
     placeholder_mask: torch.Tensor,
     num_images: int,

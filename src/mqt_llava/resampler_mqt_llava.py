@@ -55,7 +55,8 @@ class MQTLlavaResampler(nn.Module):
 
     def patch_positions(self, num_patches: int) -> torch.Tensor:
         """The queries' raster, resized to the patch grid: `(num_patches, width)`."""
-        side, grid = math.isqrt(len(self.query_positions)), math.isqrt(num_patches)
+        # Not `math.isqrt`: when compiled, the number of patches is a symbol.
+        side, grid = math.isqrt(len(self.query_positions)), int(num_patches**0.5)
         if grid * grid != num_patches:
             raise ValueError(
                 f"The vision tower gives {num_patches} tokens per image, which is no square grid of patches. With "
