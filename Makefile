@@ -7,7 +7,7 @@ VLLM = .venv-vllm
 WEB = .venv-demo
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: help demo demo-web test test-browser test-oldest test-slow lint train-tiny evaluate-tiny figures heatmap-mass compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm bench-serving bench-gpu clean
+.PHONY: help demo demo-web test test-browser test-oldest test-slow lint train-tiny evaluate-tiny figures heatmap-mass compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm bench-serving bench-gpu test-gpu clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -26,6 +26,9 @@ test-oldest: $(OLDEST)/.installed  ## Run the test suite with the oldest transfo
 
 test-slow: $(VENV)/.installed  ## Run the tests that take minutes
 	$(RUN) -m pytest -m slow
+
+test-gpu: $(VENV)/.installed  ## Run the tests that need a GPU; they skip where there is none, or no FlashAttention
+	$(RUN) -m pytest -m gpu
 
 test-lmms-eval: $(LMMS_EVAL)/.installed  ## Run the tests that need lmms-eval (minutes), in an environment of their own
 	OMP_NUM_THREADS=1 $(LMMS_EVAL)/bin/python -m pytest -m lmms_eval tests/evaluation

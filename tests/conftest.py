@@ -10,6 +10,11 @@ from mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaProcessor
 torch.set_num_threads(1)
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+
+
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory):
     """Folders of the converted golden checkpoints by name."""
