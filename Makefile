@@ -7,7 +7,7 @@ VLLM = .venv-vllm
 WEB = .venv-demo
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: help demo demo-web test test-browser test-oldest test-slow lint train-tiny evaluate-tiny figures heatmap-mass compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm bench-serving bench-gpu test-gpu clean
+.PHONY: help demo demo-web test test-browser test-oldest test-slow lint train-tiny evaluate-tiny figures heatmap-mass compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm bench-serving bench-gpu test-gpu bench-resampler quantized-tiny clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -83,6 +83,11 @@ bench-question-pass: $(VENV)/.installed  ## Measure first tokens of QueCC agains
 
 bench-gpu: $(VENV)/.installed  ## Measure image path, prompt, first and further tokens against LLaVA's on a GPU (9 minutes)
 	$(VENV)/bin/python benchmarks/gpu.py --output benchmarks/results
+bench-resampler: $(VENV)/.installed  ## Measure the query transformer's attention against torch's SDPA (two minutes)
+	$(RUN) benchmarks/resampler_attention.py --output benchmarks/results/resampler_attention.json
+
+quantized-tiny: $(VENV)/.installed  ## Held-out accuracy of the embedded checkpoint with its decoder in 8 and 4 bits (minutes)
+	$(RUN) examples/fashion_mosaics/quantized.py --output benchmarks/results/quantized.json
 
 bench-serving: $(VLLM)/.installed  ## Measure 64 streaming requests at once by number of visual tokens, on a CPU (minutes)
 	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_LOGGING_LEVEL=WARNING \
