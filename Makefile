@@ -83,6 +83,7 @@ bench-question-pass: $(VENV)/.installed  ## Measure first tokens of QueCC agains
 
 bench-gpu: $(VENV)/.installed  ## Measure image path, prompt, first and further tokens against LLaVA's on a GPU (9 minutes)
 	$(VENV)/bin/python benchmarks/gpu.py --output benchmarks/results
+
 bench-resampler: $(VENV)/.installed  ## Measure the query transformer's attention against torch's SDPA (two minutes)
 	$(RUN) benchmarks/resampler_attention.py --output benchmarks/results/resampler_attention.json
 

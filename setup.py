@@ -43,6 +43,7 @@ setup(
             "trl",
             "datasets",
             "bitsandbytes",
+            "torchao",
             "matplotlib",
             "captum",
             "scipy",

@@ -75,7 +75,6 @@ def check_max_visual_tokens(value: Any) -> None:
         )
 
 
-@torch.compiler.disable  # a compiled graph that knew the numbers would hold for these alone
 def check_num_visual_tokens(
     value: Any, max_visual_tokens: int, num_images: int | None = None, name: str = "num_visual_tokens"
 ) -> list[int]:
@@ -103,7 +102,8 @@ def check_num_visual_tokens(
         try:
             if isinstance(number, bool):
                 raise TypeError
-            number = operator.index(number)
+            # Integers as they are: `operator.index` would tie a compiled graph to this number.
+            number = number if isinstance(number, int) else operator.index(number)
         except TypeError:
             raise TypeError(f"`{name}` is {value!r}, but must be {allowed}.") from None
         if not 1 <= number <= max_visual_tokens:
