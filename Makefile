@@ -7,7 +7,7 @@ VLLM = .venv-vllm
 WEB = .venv-demo
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: help demo demo-web test test-browser test-oldest test-slow lint train-tiny evaluate-tiny figures heatmap-mass compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm bench-serving bench-gpu test-gpu bench-resampler quantized-tiny clean
+.PHONY: help demo demo-web test test-browser test-oldest test-slow lint train-tiny evaluate-tiny figures heatmap-mass compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm bench-serving bench-gpu test-gpu test-torchao bench-resampler quantized-tiny clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -29,6 +29,9 @@ test-slow: $(VENV)/.installed  ## Run the tests that take minutes
 
 test-gpu: $(VENV)/.installed  ## Run the tests that need a GPU; they skip where there is none, or no FlashAttention
 	$(RUN) -m pytest -m gpu
+
+test-torchao: $(VENV)/torchao  ## Run the tests of weights in 8 and 4 bits with torchao too
+	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/torchao $(VENV)/bin/python -m pytest tests/test_quantization.py
 
 test-lmms-eval: $(LMMS_EVAL)/.installed  ## Run the tests that need lmms-eval (minutes), in an environment of their own
 	OMP_NUM_THREADS=1 $(LMMS_EVAL)/bin/python -m pytest -m lmms_eval tests/evaluation
@@ -87,8 +90,8 @@ bench-gpu: $(VENV)/.installed  ## Measure image path, prompt, first and further 
 bench-resampler: $(VENV)/.installed  ## Measure the query transformer's attention against torch's SDPA (two minutes)
 	$(RUN) benchmarks/resampler_attention.py --output benchmarks/results/resampler_attention.json
 
-quantized-tiny: $(VENV)/.installed  ## Held-out accuracy of the embedded checkpoint with its decoder in 8 and 4 bits (minutes)
-	$(RUN) examples/fashion_mosaics/quantized.py --output benchmarks/results/quantized.json
+quantized-tiny: $(VENV)/torchao  ## Held-out accuracy of the embedded checkpoint with its decoder in 8 and 4 bits (minutes)
+	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/torchao $(VENV)/bin/python examples/fashion_mosaics/quantized.py --output benchmarks/results/quantized.json
 
 bench-serving: $(VLLM)/.installed  ## Measure 64 streaming requests at once by number of visual tokens, on a CPU (minutes)
 	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_LOGGING_LEVEL=WARNING \
@@ -99,6 +102,10 @@ $(VENV)/.installed: requirements.txt setup.py
 	$(VENV)/bin/pip install --quiet -r requirements.txt
 	$(VENV)/bin/pip install --quiet --no-deps -e .
 	touch $@
+
+# Beside the environment: wherever torchao is installed, transformers imports it, and it warns about its GPU kernels.
+$(VENV)/torchao: $(VENV)/.installed
+	$(VENV)/bin/pip install --quiet --no-deps --target $@ torchao==0.18.0
 
 $(OLDEST)/.installed: requirements.txt setup.py
 	$(PYTHON) -m venv $(OLDEST)

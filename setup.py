@@ -43,7 +43,6 @@ setup(
             "trl",
             "datasets",
             "bitsandbytes",
-            "torchao",
             "matplotlib",
             "captum",
             "scipy",
