@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mqt_llava.images_mqt_llava import load_rgb
+from mqt_llava.images_compressed_llava import load_rgb
 
 
 REPOSITORY = Path(__file__).parents[1]

@@ -25,7 +25,6 @@ from mqt_llava import QueCCLlavaConfig, QueCCLlavaForConditionalGeneration, QueC
 CLASSES = (QueCCLlavaConfig, QueCCLlavaModel, QueCCLlavaForConditionalGeneration, QueCCLlavaProcessor)
 # No file of MQT-LLaVA's elastic generation is among what a saved folder holds.
 MODEL_FILES = sorted(path.name for kind in ("compressed", "quecc") for path in PACKAGE.glob(f"*_{kind}_llava.py"))
-MODEL_FILES = sorted([*MODEL_FILES, "images_mqt_llava.py"])
 
 
 @pytest.fixture(scope="module")

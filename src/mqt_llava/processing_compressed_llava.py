@@ -6,7 +6,7 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import TextInput
 
-from .images_mqt_llava import flatten_images, load_rgb
+from .images_compressed_llava import flatten_images, load_rgb
 
 
 IMAGE_TOKEN = "<image>"
