@@ -7,7 +7,7 @@ VLLM = .venv-vllm
 WEB = .venv-demo
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: help demo demo-web test test-browser test-oldest test-slow lint train-tiny evaluate-tiny figures heatmap-mass compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm bench-serving bench-gpu test-gpu test-torchao bench-settings bench-resampler quantized-tiny clean
+.PHONY: help demo demo-web test test-browser test-oldest test-slow lint train-tiny evaluate-tiny figures heatmap-mass compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm bench-serving bench-gpu test-gpu test-torchao bench-cpu-settings bench-resampler quantized-tiny clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -87,8 +87,8 @@ bench-question-pass: $(VENV)/.installed  ## Measure first tokens of QueCC agains
 bench-gpu: $(VENV)/.installed  ## Measure image path, prompt, first and further tokens against LLaVA's on a GPU (9 minutes)
 	$(VENV)/bin/python benchmarks/gpu.py --output benchmarks/results
 
-bench-settings: $(VENV)/.installed  ## Measure dtypes, kinds of attention and compilation on a CPU (ten minutes)
-	$(VENV)/bin/python benchmarks/settings.py --size full --rounds 3 --output benchmarks/results/settings.json
+bench-cpu-settings: $(VENV)/.installed  ## Measure dtypes, kinds of attention and compilation on a CPU (ten minutes)
+	$(VENV)/bin/python benchmarks/cpu_settings.py --size full --rounds 3 --output benchmarks/results/cpu_settings.json
 
 bench-resampler: $(VENV)/.installed  ## Measure the query transformer's attention against torch's SDPA (two minutes)
 	$(RUN) benchmarks/resampler_attention.py --output benchmarks/results/resampler_attention.json

@@ -12,7 +12,7 @@ from helpers import REPOSITORY
 @pytest.mark.slow  # it compiles
 def test_every_setting_is_measured_beside_the_first(tmp_path):
     output = tmp_path / "figures.json"
-    command = [sys.executable, REPOSITORY / "benchmarks" / "settings.py", "--rounds", "2", "--threads", "1"]
+    command = [sys.executable, REPOSITORY / "benchmarks" / "cpu_settings.py", "--rounds", "2", "--threads", "1"]
     printed = subprocess.run([*command, "--output", output], check=True, capture_output=True, text=True).stdout
     figures = json.loads(output.read_text())
     assert {"cpu", "torch", "transformers", "seed", "load_average_before", "load_average_after"} <= set(figures)
