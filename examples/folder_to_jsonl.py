@@ -5,12 +5,13 @@ Asks one question about every image in folders, and writes a line of JSON for ea
 
 Folders are searched with all that is in them. A line has the image's path, the model, the question, what was asked for
 in `--num-visual-tokens` (a number or "auto"), the visual tokens that were used, and the answer; for a file that cannot
-be read, the error. Started again after a kill, it goes on with what has no line yet. With another question, number or
-model the same file gets further lines.
+be read, the error. Started again after a kill, it goes on with what has no answer yet. With another question, number
+or model the same file gets further lines.
 """
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,39 +20,47 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from mqt_llava import MQTLlavaForConditionalGeneration
 from mqt_llava.images_compressed_llava import load_rgb
 
 
 REPOSITORY = Path(__file__).parents[1]
+KEYS = ("image", "model", "question", "asked_visual_tokens")  # of each line
 
 
 def find_images(folders: list[Path]) -> list[Path]:
-    """All files below the folders whose names end like an image's."""
-    endings = Image.registered_extensions().keys()
-    paths = [path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in endings]
+    """All files below the folders whose names end like those of images that PIL reads."""
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    paths = [path for folder in folders for path in folder.resolve().rglob("*") if path.suffix.lower() in endings]
     return sorted({path for path in paths if path.is_file()})
 
 
-def read_lines(output: Path) -> list[dict]:
-    """The lines of an earlier run. What a kill left of its last one is cut off, and asked for again."""
-    if not output.exists():
-        return []
-    text = output.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
+def read_lines(output: Path) -> tuple[list[dict], int]:
+    """
+    The lines of an earlier run, and the bytes that they take. What a kill left of a last one is not among them.
+
+    Raises:
+        ValueError: The file holds anything else.
+    """
+    text = output.read_bytes() if output.exists() else b""
+    size = text.rfind(b"\n") + 1
     try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-        if not all(isinstance(line, dict) and "image" in line for line in lines):
-            raise ValueError("a line has no `image`")
+        lines = [json.loads(line) for line in text[:size].splitlines()]
+        if not all(isinstance(line, dict) and line.keys() >= set(KEYS) for line in lines):
+            raise ValueError(f"there is a line without {', '.join(KEYS)}")
+        start = b'{"image": "'
+        if text[size:][: len(start)] != start[: len(text) - size]:
+            raise ValueError("it ends in something else")
     except ValueError as error:
-        raise ValueError(f"--output {output} is there, but was not written by this script: {error}") from error
-    if whole != text:
-        with open(output, "r+b") as file:
-            file.truncate(len(whole))
-    return lines
+        raise ValueError(f"{output} is there, but was not written by this script: {error}") from error
+    return lines, size
 
 
 def to_num_visual_tokens(text: str) -> int | str:
-    return text if text == "auto" else int(text)
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is no whole number, nor "auto"') from None
 
 
 @torch.inference_mode()
@@ -73,8 +82,8 @@ def answer_batch(model, processor, images: list[Image.Image], question: str, num
     )
     new_tokens = outputs.sequences[:, inputs["input_ids"].shape[1] :]
     texts = [text.strip() for text in processor.batch_decode(new_tokens, skip_special_tokens=True)]
-    used = [num_visual_tokens] * len(texts)
-    return zip(texts, outputs.visual_token_level.tolist() if num_visual_tokens == "auto" else used)
+    used = outputs.visual_token_level.tolist() if num_visual_tokens == "auto" else [num_visual_tokens] * len(texts)
+    return zip(texts, used)
 
 
 def answer_lines(model, processor, paths: list[Path], args) -> Iterator[list[dict]]:
@@ -107,35 +116,48 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=100)
     args = parser.parse_args(arguments)
-    if missing := [folder for folder in args.folders if not folder.is_dir()]:
-        parser.error(f"there is no folder {missing[0]}")
-    if args.batch_size < 1:
-        parser.error(f"--batch-size is {args.batch_size}, but must be at least 1")
+    for folder in args.folders:
+        if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
+            parser.error(f"there is no folder {folder} that can be read")
+    for name in ("batch_size", "max_new_tokens"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}, but must be at least 1")
+    if not args.question.strip():
+        parser.error("--question is empty")
     try:
-        earlier = read_lines(args.output)
-    except ValueError as error:
-        parser.error(str(error))
+        earlier, size = read_lines(args.output)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        parser.error(f"--output: {error}")
 
     asked = (args.model, args.question, args.num_visual_tokens)
-    is_there = {
-        line["image"] for line in earlier if (line["model"], line["question"], line["asked_visual_tokens"]) == asked
+    is_answered = {
+        line["image"]
+        for line in earlier
+        if (line["model"], line["question"], line["asked_visual_tokens"]) == asked and "answer" in line
     }
     paths = find_images(args.folders)
-    to_do = [path for path in paths if str(path) not in is_there]
+    to_do = [path for path in paths if str(path) not in is_answered]
     print(f"{len(paths)} images, {len(paths) - len(to_do)} of them answered already")
     if not to_do:
         return
-    model = AutoModelForImageTextToText.from_pretrained(args.model, device_map="auto").eval()
-    processor = AutoProcessor.from_pretrained(args.model)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(args.model, device_map="auto").eval()
+        processor = AutoProcessor.from_pretrained(args.model)
+    except (OSError, ValueError) as error:
+        parser.error(f"--model {args.model} cannot be loaded: {error}")
+    if not isinstance(model, MQTLlavaForConditionalGeneration):
+        parser.error(f"--model is a {type(model).__name__}, whose number of visual tokens cannot be chosen")
     most = model.config.max_visual_tokens
     if args.num_visual_tokens != "auto" and not 1 <= args.num_visual_tokens <= most:
         parser.error(f"--num-visual-tokens is {args.num_visual_tokens}, but this model has 1 to {most}")
 
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     num_errors = 0
     with open(args.output, "a", encoding="utf-8") as file, tqdm(total=len(to_do), unit="image") as progress:
+        file.truncate(size)  # what a kill left of a last line
         for lines in answer_lines(model, processor, to_do, args):
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            # In ASCII, since names of files need not be valid text.
+            file.writelines(json.dumps(line) + "\n" for line in lines)
             file.flush()
             num_errors += sum("error" in line for line in lines)
             progress.update(len(lines))

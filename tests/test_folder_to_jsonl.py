@@ -1,6 +1,7 @@
 """examples/folder_to_jsonl.py: answers to one question about folders of images, killed on the way and gone on."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -58,10 +59,15 @@ def test_every_image_gets_a_line(folders, tmp_path, budget, capsys):
     # In batches or one by one, the answers are the same; nothing is asked twice.
     run(*folders, *options[:-1], tmp_path / "single.jsonl", "--batch-size", 1)
     assert lines_of(tmp_path / "single.jsonl") == lines_of(output)
+    # What could not be read is tried again.
     before = output.read_bytes()
+    shutil.copy(IMAGES / "mosaic_0.png", folders[1] / "broken.png")
     run(*folders, *options)
-    assert output.read_bytes() == before
-    assert "6 images, 6 of them answered already" in capsys.readouterr().out
+    assert "6 images, 5 of them answered already" in capsys.readouterr().out
+    assert output.read_bytes().startswith(before) and len(lines_of(output)) == 7
+    assert lines_of(output)[-1]["answer"] == "sneaker, coat, dress, sandal"
+    run(*folders, folders[1], *options)
+    assert "6 images, 6 of them answered already" in capsys.readouterr().out and len(lines_of(output)) == 7
 
 
 def test_another_question_adds_lines(folders, tmp_path):
@@ -98,8 +104,13 @@ def test_after_a_kill_it_goes_on(tmp_path):
     "changes, message",
     [
         ({"--num-visual-tokens": 17}, "--num-visual-tokens is 17, but this model has 1 to 16"),
-        ({"--num-visual-tokens": "many"}, "invalid to_num_visual_tokens value: 'many'"),
+        ({"--num-visual-tokens": "many"}, "'many' is no whole number"),
+        ({"--num-visual-tokens": 2.5}, "'2.5' is no whole number"),
         ({"--batch-size": 0}, "--batch-size is 0"),
+        ({"--max-new-tokens": 0}, "--max-new-tokens is 0"),
+        ({"--question": " "}, "--question is empty"),
+        ({"--model": "/nowhere/model"}, "--model /nowhere/model cannot be loaded"),
+        ({"--output": REPOSITORY}, "--output: "),
         ({"--output": REPOSITORY / "README.md"}, "was not written by this script"),
     ],
 )
@@ -110,6 +121,31 @@ def test_bad_arguments_are_named(folders, tmp_path, capsys, changes, message):
         run(folders[0], *[part for pair in options.items() for part in pair])
     assert message in capsys.readouterr().err
     assert not (tmp_path / "answers.jsonl").exists() and (REPOSITORY / "README.md").read_bytes() == readme
+
+
+@pytest.mark.parametrize("content", ['{"conversations": [1, 2, 3]}', '[{"image": 1}]', '{"image": "x"}\n', "notes"])
+def test_other_files_are_left_as_they_are(folders, tmp_path, capsys, content):
+    (tmp_path / "mine.json").write_text(content)
+    with pytest.raises(SystemExit):
+        run(folders[0], "--question", QUESTION, "--output", tmp_path / "mine.json")
+    assert "was not written by this script" in capsys.readouterr().err
+    assert (tmp_path / "mine.json").read_text() == content
+
+
+def test_names_need_not_be_text(folders, tmp_path):
+    path = os.fsencode(folders[0]) + b"/bad\xff.png"
+    with open(path, "wb") as file:
+        file.write((IMAGES / "mosaic_0.png").read_bytes())
+    for _ in range(2):
+        run(folders[0], "--question", QUESTION, "--num-visual-tokens", 1, "--output", tmp_path / "answers.jsonl")
+    assert os.fsdecode(path) in [line["image"] for line in lines_of(tmp_path / "answers.jsonl")]
+    assert len(lines_of(tmp_path / "answers.jsonl")) == 3
+
+
+def test_quecc_has_no_number_to_choose(folders, tmp_path, converted_quecc, capsys):
+    with pytest.raises(SystemExit):
+        run(folders[0], "--question", QUESTION, "--output", tmp_path / "a.jsonl", "--model", converted_quecc)
+    assert "--model is a QueCCLlavaForConditionalGeneration, whose number" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path, capsys):
