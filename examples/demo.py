@@ -6,8 +6,7 @@ A web page to ask about pictures with a slider for the number of visual tokens: 
 
 Answers stream in, each with its number of visual tokens, its time and its FLOPs; with "auto" the model chooses the
 number. Further tabs ask the same question at several numbers, and show where an answer comes from. The page asks no
-other server for anything, and what is uploaded lies in a temporary folder that is emptied while the page runs, and
-removed at its end.
+other server for anything. What is uploaded lies in a temporary folder for an hour, or until the page ends.
 """
 
 import argparse
@@ -16,6 +15,8 @@ import html
 import io
 import json
 import os
+import signal
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ from mqt_llava import MQTLlavaForConditionalGeneration
 REPOSITORY = Path(__file__).parents[1]
 IMAGES = REPOSITORY / "examples" / "images"
 MAX_FILE_SIZE, MAX_QUESTION, MAX_WAITING = "20mb", 1000, 32  # characters, visitors
-DELETE_AFTER = 600  # seconds
+DELETE_AFTER = 3600  # seconds
 NUM_QUESTIONS = 5  # to try
 
 # Small pictures are shown as large as there is room.
@@ -46,6 +47,8 @@ def errors_as_messages():
         yield
     except (ImportError, TypeError, ValueError) as error:
         raise gr.Error(str(error), duration=None, print_exception=False) from error
+    except Exception as error:  # such as a lack of memory; the log has the rest
+        raise gr.Error("This could not be answered. Try again, or with fewer tokens.", duration=None) from error
 
 
 def show(turns: Turns) -> list[dict]:
@@ -95,7 +98,7 @@ class Page:
             if not budgets:
                 raise ValueError("Choose one number of visual tokens at least.")
             image, rows = self.read(path), []
-            for answer in self.answerer.compare(image, question, sorted(budgets)):
+            for answer in self.answerer.compare(image, question, budgets):
                 flops = "unknown" if answer.flops is None else f"{answer.flops / 1e9:.3g}"
                 times = f"{1000 * answer.first_token:.0f}", f"{1000 * answer.seconds:.0f}"
                 rows.append([str(answer.num_visual_tokens), answer.text, *times, flops])
@@ -210,6 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not isinstance(model, MQTLlavaForConditionalGeneration):
         parser.error(f"--model is a {type(model).__name__}, whose number of visual tokens cannot be chosen.")
     answerer = Answerer(model, AutoProcessor.from_pretrained(args.model), args.max_new_tokens)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder is removed then too
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = Page(answerer).build().queue(max_size=MAX_WAITING)

@@ -17,7 +17,8 @@ from mqt_llava.images_compressed_llava import load_rgb
 from mqt_llava.planning import request_cost
 
 
-MAX_PIXELS = 40_000_000  # of a picture; a phone's camera takes 12 to 50 million
+MAX_SIDE = 9000  # pixels of a picture, which is padded to a square; phones take up to 8160 x 6120
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # what browsers and cameras make
 HEATMAP_TOKENS = 4  # of an answer
 DRAWN_SIDE = 800  # pixels of the picture under a heatmap
 
@@ -72,17 +73,17 @@ class Answerer:
     def read_image(self, path: str) -> Image.Image:
         """
         Raises:
-            ValueError: The file cannot be read, or is larger than `MAX_PIXELS`.
+            ValueError: The file is gone, cannot be read, or has a side of more than `MAX_SIDE`.
         """
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 width, height = image.size
-        except (OSError, Image.DecompressionBombError) as error:
+        except FileNotFoundError:
+            raise ValueError("This picture has been deleted in the meantime: choose it again.") from None
+        except Exception as error:  # damaged files make decoders raise anything
             raise ValueError("This file cannot be read as an image. Try a PNG, JPEG or WebP file.") from error
-        if width * height > MAX_PIXELS:
-            raise ValueError(
-                f"This image has {width} x {height} pixels; at most {MAX_PIXELS / 1e6:.0f} million can be."
-            )
+        if max(width, height) > MAX_SIDE:
+            raise ValueError(f"This image has {width} x {height} pixels; no side may have more than {MAX_SIDE}.")
         try:
             return load_rgb(path, index=0)
         except ValueError as error:
@@ -114,8 +115,8 @@ class Answerer:
         length, longest = inputs["input_ids"].shape[1], self.model.config.text_config.max_position_embeddings
         if length + self.max_new_tokens > longest:
             raise ValueError(
-                f"This conversation has become too long: {length} tokens and {self.max_new_tokens} for an answer, but "
-                f"the model reads {longest}. Start a new one."
+                f"This is too long: {length} tokens and {self.max_new_tokens} for an answer, but the model reads "
+                f"{longest}. Start a new conversation, or ask a shorter question."
             )
         return inputs, length - self.max_visual_tokens
 
@@ -184,8 +185,8 @@ class Answerer:
         return cost.flops.total
 
     def compare(self, image: Image.Image, question: str, budgets: Sequence[int]) -> Iterator[Answer]:
-        """The answer at each number of visual tokens, one after the other, without a conversation."""
-        for budget in budgets:
+        """The answer at each number of visual tokens, ascending, without a conversation."""
+        for budget in sorted(set(budgets)):
             *_, answer = self.stream(image, [], question, budget)
             yield replace(answer, num_visual_tokens=budget)
 

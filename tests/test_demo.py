@@ -1,11 +1,13 @@
 """What the web demo shows, without its page: answers that stream in, what they took, pictures that are refused."""
 
+import io
+import random
 import threading
 from dataclasses import replace
 
 import pytest
 import torch
-from demo_answers import MAX_PIXELS, Answer, Answerer
+from demo_answers import MAX_SIDE, Answer, Answerer
 from helpers import REPOSITORY
 from PIL import Image
 from transformers import AutoProcessor
@@ -122,9 +124,26 @@ def test_files_that_are_no_pictures_are_refused(answerer, tmp_path):
         with pytest.raises(ValueError, match=message) as caught:
             answerer.read_image(str(tmp_path / name))
         assert str(tmp_path) not in str(caught.value)
-    Image.new("1", (MAX_PIXELS // 4000 + 1, 4000)).save(tmp_path / "large.png")
-    with pytest.raises(ValueError, match="10001 x 4000 pixels; at most 40 million"):
-        answerer.read_image(str(tmp_path / "large.png"))
+    with pytest.raises(ValueError, match="deleted in the meantime"):
+        answerer.read_image(str(tmp_path / "gone.png"))
+    Image.new("1", (MAX_SIDE + 1, 1)).save(tmp_path / "long.png")  # small, but not once it is padded to a square
+    with pytest.raises(ValueError, match="9001 x 1 pixels; no side may have more than 9000"):
+        answerer.read_image(str(tmp_path / "long.png"))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_damaged_files_of_any_kind_are_refused(answerer, tmp_path, format):
+    whole, rng = io.BytesIO(), random.Random(0)
+    Image.open(MOSAIC).convert("RGB").save(whole, format)
+    for _ in range(20):
+        content = bytearray(whole.getvalue())
+        for _ in range(20):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        (tmp_path / "damaged").write_bytes(content[: rng.randrange(len(content))])
+        try:
+            assert answerer.read_image(str(tmp_path / "damaged")).mode == "RGB"
+        except ValueError as error:
+            assert str(error).startswith("This ")
 
 
 def test_a_heatmap_is_of_the_answer_at_that_number(answerer, image):

@@ -51,7 +51,7 @@ def address(tmp_path_factory):
             assert process.poll() is None and time.monotonic() < deadline, (folder / "log.txt").read_text()
             time.sleep(0.5)
     yield url
-    process.send_signal(2)  # as Ctrl+C does
+    process.terminate()  # as `kill` and containers do
     assert process.wait(60) == 0, (folder / "log.txt").read_text()
     assert {path.name for path in folder.rglob("*") if path.is_file()} == {"log.txt"}
 
