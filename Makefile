@@ -108,7 +108,9 @@ $(VENV)/.installed: requirements.txt setup.py
 
 # Beside the environment: wherever torchao is installed, transformers imports it, and it warns about its GPU kernels.
 $(VENV)/torchao: $(VENV)/.installed
+	rm -rf $@
 	$(VENV)/bin/pip install --quiet --no-deps --target $@ torchao==0.18.0
+	touch $@
 
 $(OLDEST)/.installed: requirements.txt setup.py
 	$(PYTHON) -m venv $(OLDEST)

@@ -152,11 +152,15 @@ class Run:
             part.replace(self.output / name)
 
     def measure_copies(self) -> None:
-        if self.device == "cuda":
-            self.result["host_to_device"] = copy_pixels(self.device, self.rounds or COPY_ROUNDS, self.rng)
+        reason = None if self.device == "cuda" else "it needs a GPU"
+        if reason is None:
+            try:
+                self.result["host_to_device"] = copy_pixels(self.device, self.rounds or COPY_ROUNDS, self.rng)
+            except Exception as error:
+                reason = describe(error)
             free_memory(self.device)
-        else:
-            self.result["skipped"].append({"section": "host_to_device", "reason": "it needs a GPU"})
+        if reason:
+            self.result["skipped"].append({"section": "host_to_device", "reason": reason})
         self.write()
 
     def prepare_size(self, name: str) -> tuple[Models, Rates]:
@@ -184,7 +188,7 @@ class Run:
         """
         try:
             models, rates = self.prepare_size(name)
-        except torch.OutOfMemoryError as error:
+        except Exception as error:  # the next size may fit
             for entry in cases.values():
                 entry["reason"] = describe(error)
             return
