@@ -25,7 +25,7 @@ def prompts(all_rows: list[tuple[list[int], ...]]) -> list[dict[str, torch.Tenso
     batches = []
     for i, rows in enumerate(all_rows):
         inputs = random_inputs(*rows)
-        text = torch.full((len(rows), 1 + 7 * i % 23), 60 + i)
+        text = torch.full((len(rows), 1 + 7 * i % 23), 60 + i % 20)
         inputs["input_ids"] = torch.cat([inputs["input_ids"], text], dim=1)
         inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(text)], dim=1)
         batches.append(inputs)
