@@ -23,6 +23,7 @@ from pathlib import Path
 
 import gradio as gr
 from demo_answers import Answerer
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mqt_llava import MQTLlavaForConditionalGeneration
@@ -213,6 +214,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not isinstance(model, MQTLlavaForConditionalGeneration):
         parser.error(f"--model is a {type(model).__name__}, whose number of visual tokens cannot be chosen.")
     answerer = Answerer(model, AutoProcessor.from_pretrained(args.model), args.max_new_tokens)
+    # A first call is slow; no visitor should wait for it.
+    list(answerer.compare(Image.new("RGB", (64, 64)), "Hello", [1]))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder is removed then too
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
