@@ -7,7 +7,7 @@ A conversation is a list of pairs of a question and its answer, about the image 
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -188,7 +188,7 @@ class Answerer:
         """The answer at each number of visual tokens, ascending, without a conversation."""
         for budget in sorted(set(budgets)):
             *_, answer = self.stream(image, [], question, budget)
-            yield replace(answer, num_visual_tokens=budget)
+            yield answer
 
     def heatmap(self, image: Image.Image, question: str, num_visual_tokens: int):
         """

@@ -161,7 +161,8 @@ class CompressedLlavaModel(CompressedLlavaPreTrainedModel):
         )
         patches = [image_outputs.hidden_states[layer - num_layers - 1] for layer in self.used_vision_layers]
         if self.config.vision_feature_select_strategy == "default":
-            # Class and register tokens stand in front of the largest square that fits.
+            # Class and register tokens stand in front of the largest square that fits. Not by `math.isqrt`: when
+            # compiled, the number of patches is a symbol.
             first = patches[0].shape[1] - int(patches[0].shape[1] ** 0.5) ** 2
             patches = [states[:, first:] for states in patches]
         if not all_states_asked:
