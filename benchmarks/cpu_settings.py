@@ -24,6 +24,7 @@ from statistics import median
 import torch
 from first_token import SIZES, Models
 from gpu_cases import StepClock
+from markdown_table import table
 from training_step import hardware
 from transformers import LogitsProcessorList
 
@@ -84,9 +85,8 @@ def summarise(times: dict) -> list[dict]:
     return rows
 
 
-def table(rows: list[dict]) -> str:
-    lines = ["setting | m | first token, ms | times as fast (rounds) | further token, ms | times as fast (rounds)"]
-    lines.append(" | ".join(["---"] * 6))
+def report(rows: list[dict]) -> str:
+    lines = []
     for row in rows:
         cells = [row["setting"], str(row["m"])]
         for metric in ("first_token", "per_token"):
@@ -94,7 +94,8 @@ def table(rows: list[dict]) -> str:
             least, greatest = one["speed_up_by_round"]
             cells += [f"{1000 * one['median']:.0f}", f"{one['speed_up']:.2f} ({least:.2f} to {greatest:.2f})"]
         lines.append(" | ".join(cells))
-    return "\n".join(f"| {line} |" for line in lines)
+    times = "times as fast (rounds)"
+    return table(f"setting | m | first token, ms | {times} | further token, ms | {times}", lines)
 
 
 @torch.no_grad()
@@ -120,7 +121,7 @@ def main() -> None:
             times[name, m].append(time_answer(inputs, models[name], name, m))
     result["load_average_after"] = round(os.getloadavg()[0], 2)
     result["rows"] = summarise(times)
-    print(table(result["rows"]))
+    print(report(result["rows"]))
     if args.output:
         args.output.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from markdown_table import table
+
 
 @dataclass(frozen=True)
 class Target:
@@ -61,10 +63,6 @@ def evaluate_targets(size: dict, batch: int) -> list[dict]:
     return entries
 
 
-def table(head: str, lines: list[str]) -> str:
-    return "\n".join(f"| {line} |" for line in (head, " | ".join(["---"] * (head.count("|") + 1)), *lines)) + "\n"
-
-
 def row_line(row: dict) -> str:
     mqt, llava = row["mqt"], row["llava"]
     least, greatest = row["time_ratio_by_round"]
@@ -99,8 +97,12 @@ def size_report(name: str, size: dict) -> str:
         "what | batch | attention | compiled | m | MQT-LLaVA / LLaVA, ms | LLaVA / MQT-LLaVA (rounds) "
         "| roofline, ms | time / roofline | peak, GB"
     )
-    lines += [table("target | limit | value | result", targets), table(head, [row_line(row) for row in size["rows"]])]
-    return "\n".join(lines)
+    lines += [
+        table("target | limit | value | result", targets),
+        "",
+        table(head, [row_line(row) for row in size["rows"]]),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def copies_report(copies: dict) -> str:

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+from markdown_table import table
 from torch import nn
 from training_step import hardware
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -101,12 +102,12 @@ def measure(device: str, dtype: torch.dtype, rounds: int, tower_rounds: int) -> 
     return rows
 
 
-def table(rows: list[dict]) -> str:
+def report(rows: list[dict]) -> str:
     head = (
         "images | m | products, ms | SDPA, ms | SDPA / products (rounds) | share of the image path "
         "| image path with SDPA / with products"
     )
-    lines = [head, " | ".join(["---"] * (head.count("|") + 1))]
+    lines = []
     for row in rows:
         low, high = row["ratio_by_round"]
         lines.append(
@@ -114,7 +115,7 @@ def table(rows: list[dict]) -> str:
             f"| {row['ratio']:.2f} ({low:.2f} to {high:.2f}) | {row['share_of_image_path']:.1%} "
             f"| {row['image_path_ratio']:.3f}"
         )
-    return "\n".join(f"| {line} |" for line in lines)
+    return table(head, lines)
 
 
 def main() -> None:
@@ -133,10 +134,10 @@ def main() -> None:
     result = {
         **used, "dtype": args.dtype, "rounds": args.rounds, "rows": rows,
     }  # fmt: skip
-    print(table(rows))
+    print(report(rows))
     if args.output:
         args.output.write_text(json.dumps(result, indent=1) + "\n")
-        args.output.with_suffix(".md").write_text(f"{table(rows)}\n")
+        args.output.with_suffix(".md").write_text(f"{report(rows)}\n")
 
 
 if __name__ == "__main__":

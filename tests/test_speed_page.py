@@ -37,6 +37,6 @@ def test_table_of_quantised_weights():
 
 def test_table_of_settings(monkeypatch):
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
-    from cpu_settings import table
+    from cpu_settings import report
 
-    assert table(json.loads((RESULTS / "cpu_settings.json").read_text())["rows"]) in PAGE
+    assert report(json.loads((RESULTS / "cpu_settings.json").read_text())["rows"]) in PAGE
