@@ -12,6 +12,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, pipeli
 from transformers.generation.streamers import BaseStreamer
 
 from mqt_llava import AdaptiveBudget, MQTLlavaForConditionalGeneration, MQTLlavaProcessor
+from mqt_llava.cache_mqt_llava import recall_prompts
 
 
 CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
@@ -22,6 +23,11 @@ STOP, CLIMB = {"confidence": 0.0}, {"confidence": 1.0, "margin": 1.0}
 def generate(model, inputs, num_visual_tokens=None, **kwargs):
     kwargs = {"max_new_tokens": NEW, "do_sample": False, "return_dict_in_generate": True, **kwargs}
     return model.generate(**inputs, num_visual_tokens=num_visual_tokens, **kwargs)
+
+
+def numbers(cache) -> list[list[int]]:
+    """Visual tokens of the images that a cache holds, by row."""
+    return [[image.num_visual_tokens for image in row] for row in recall_prompts(cache).images]
 
 
 def new_tokens(output, inputs) -> list[list[int]]:
@@ -255,7 +261,7 @@ class TestConversation:
     def first(self, tiny_model):
         inputs = random_inputs([16, 16])
         output = generate(tiny_model, inputs, AdaptiveBudget([2, 4, 16], confidence=0.0))
-        assert output.past_key_values.visual_token_counts == [[2, 2]]
+        assert numbers(output.past_key_values) == [[2, 2]]
         further = torch.tensor([[71, 72]])
         ids = torch.cat([output.sequences, further], dim=1)
         return output, {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -269,10 +275,12 @@ class TestConversation:
         answer = generate(tiny_model, inputs, m, past_key_values=output.past_key_values)
         assert torch.equal(answer.sequences, expected.sequences) and not calls
 
-    def test_another_level_is_refused(self, tiny_model, first):
+    @pytest.mark.parametrize("m", [1, 4, [3, 2]], ids=str)
+    def test_at_another_level(self, tiny_model, first, m):
         output, inputs = first
-        with pytest.raises(ValueError, match=r"holds images at \[2, 2\] visual tokens"):
-            generate(tiny_model, inputs, 4, past_key_values=output.past_key_values)
+        expected = generate(tiny_model, inputs, m)
+        answer = generate(tiny_model, inputs, m, past_key_values=output.past_key_values)
+        assert torch.equal(answer.sequences, expected.sequences)
 
     @pytest.mark.parametrize("budget", ["auto", AdaptiveBudget()], ids=["auto", "budget"])
     def test_an_adaptive_one_is_refused(self, tiny_model, first, budget):
@@ -283,7 +291,7 @@ class TestConversation:
 
     def test_a_batch_that_stopped_at_different_levels(self, tiny_model, inputs, divided):
         output = generate(tiny_model, inputs, divided)
-        rows = output.past_key_values.visual_token_counts
+        rows = numbers(output.past_key_values)
         assert [set(row) - {level} for row, level in zip(rows, output.visual_token_level.tolist())] == [set()] * 4
         ids = torch.cat([output.sequences, torch.tensor([[71, 72]] * 4)], dim=1)
         mask = torch.nn.functional.pad(inputs["attention_mask"], (0, NEW + 2), value=1)
@@ -324,7 +332,7 @@ class TestRefused:
 
     def test_a_mask_of_another_shape(self, tiny_model, inputs):
         inputs["attention_mask"] = inputs["attention_mask"][:, 1:]
-        with pytest.raises(ValueError, match="a mask of its shape"):
+        with pytest.raises(ValueError, match="the mask must be of the shape of the prompt"):
             generate(tiny_model, inputs, "auto")
 
     def test_other_words_and_unknown_keys(self, tiny_model, inputs):
@@ -352,7 +360,7 @@ def test_an_empty_cache_that_is_passed_is_filled(tiny_model, inputs, divided):
         **inputs, num_visual_tokens=divided, past_key_values=cache, max_new_tokens=NEW, do_sample=False
     )
     assert torch.equal(output, expected.sequences)
-    assert cache.visual_token_counts == expected.past_key_values.visual_token_counts
+    assert numbers(cache) == numbers(expected.past_key_values)
     assert cache.get_seq_length() == expected.past_key_values.get_seq_length()
 
 

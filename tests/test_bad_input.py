@@ -15,7 +15,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig, TokenizersBackend
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    DynamicCache,
+    GenerationConfig,
+    TokenizersBackend,
+)
 
 from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration, MQTLlavaProcessor
 
@@ -401,13 +408,13 @@ def test_inputs_embeds_cannot_be_resized(tiny_model):
 
 
 def test_cache_at_another_number_of_visual_tokens(tiny_model):
-    ids = prompt_ids(4)
-    first = tiny_model.generate(input_ids=ids, pixel_values=pixels(), max_new_tokens=1, return_dict_in_generate=True)
+    cache = DynamicCache(config=tiny_model.config)
+    first = tiny_model.generate(prompt_ids(4), pixel_values=pixels(), past_key_values=cache, max_new_tokens=1)
     with raises(ValueError, "`past_key_values` holds images at [4]", "asks for [2]"):
         tiny_model.generate(
-            input_ids=torch.cat([first.sequences, torch.tensor([[7]])], dim=1),
+            input_ids=torch.cat([first, torch.tensor([[7]])], dim=1),
             pixel_values=pixels(),
-            past_key_values=first.past_key_values,
+            past_key_values=cache,
             num_visual_tokens=2,
             max_new_tokens=1,
         )

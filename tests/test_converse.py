@@ -31,7 +31,7 @@ def checkpoint():
     return model, AutoProcessor.from_pretrained(CHECKPOINT)
 
 
-@pytest.mark.parametrize("budgets", [(4, 4, 4, 4), (1, 2, 8, 16), (1, 1, 16, 16), (3, 16, 16, 16)])
+@pytest.mark.parametrize("budgets", [(4, 4, 4, 4), (1, 2, 8, 16), (1, 1, 16, 16), (3, 16, 16, 16), (16, 4, 1, 9)])
 @pytest.mark.parametrize("picture", ["mosaic_0.png", "mosaic_2.png"])
 def test_answers_are_those_of_a_fresh_run(example, checkpoint, budgets, picture):
     model, processor = checkpoint
@@ -41,8 +41,8 @@ def test_answers_are_those_of_a_fresh_run(example, checkpoint, budgets, picture)
     model.model.vision_tower.register_forward_hook(lambda *_: encoded.append(1))
     lengths = lambda module, args, kwargs: processed.append(kwargs["inputs_embeds"].shape[1])  # noqa: E731
     hook = model.model.language_model.register_forward_pre_hook(lengths, with_kwargs=True)
-    for question, budget in zip(TURNS, budgets):
-        answer = conversation.ask(question, budget)
+    for question, conversation.num_visual_tokens in zip(TURNS, budgets):
+        answer = conversation.ask(question)
         assert len(encoded) == 1
         hook.remove()
         inputs = processor.apply_chat_template(
@@ -51,7 +51,7 @@ def test_answers_are_those_of_a_fresh_run(example, checkpoint, budgets, picture)
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            processor_kwargs={"num_visual_tokens": budget},
+            processor_kwargs={"num_visual_tokens": conversation.num_visual_tokens},
         )
         fresh = model.generate(**inputs, max_new_tokens=80, do_sample=False)
         encoded.pop()
@@ -62,17 +62,11 @@ def test_answers_are_those_of_a_fresh_run(example, checkpoint, budgets, picture)
         assert sum(processed) <= conversation.cache.get_seq_length() + 2 * len(TURNS)
 
 
-def test_the_image_cannot_get_fewer_tokens(example, checkpoint):
-    conversation = example.Conversation(
-        *checkpoint, Image.open(REPOSITORY / "examples" / "images" / "mosaic_0.png"), 4
-    )
-    conversation.ask(TURNS[0])
-    with pytest.raises(ValueError, match="`num_visual_tokens` is 2, but the image has 4 already"):
-        conversation.ask(TURNS[1], 2)
-
-
-def test_the_script_prints_a_conversation():
+@pytest.mark.parametrize("is_typed", [True, False], ids=["typed", "example"])
+def test_the_script_is_a_conversation(example, is_typed):
     command = [sys.executable, REPOSITORY / "examples" / "converse.py", REPOSITORY / "examples/images/mosaic_0.png"]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    typed = f"{example.EXAMPLE}\n\nnot read any more\n" if is_typed else ""
+    command += [] if is_typed else ["--example"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True, input=typed).stdout.splitlines()
     assert [line.split()[0] for line in output] == ["1", "4", "16", "16"]
     assert output[2].endswith("What is in the top left?  sneaker")

@@ -320,19 +320,14 @@ class TestConversationFromACache:
         inputs = {**prompt_rows([row], [9, 9]), "pixel_values": pixel_values[1:2]}
         if with_counts:
             inputs["visual_token_counts"] = torch.tensor([9])
-        if m is not None and not with_counts:
-            # One image and two runs of placeholders: it cannot be told which one it is.
-            with pytest.raises(ValueError, match="visual_token_counts"):
-                generate(tiny_model, inputs, past_key_values=cache, num_visual_tokens=m)
-        else:
-            answer = generate(tiny_model, inputs, past_key_values=cache, num_visual_tokens=m)
-            assert torch.equal(answer, expected)
+        answer = generate(tiny_model, inputs, past_key_values=cache, num_visual_tokens=m)
+        assert torch.equal(answer, expected)
 
     def test_only_the_new_image_at_another_m_is_an_error(self, tiny_model, pixel_values, first):
         cache, row = first
         inputs = {**prompt_rows([[*row, "image", 43]], [4, 9, 9]), "pixel_values": pixel_values[2:3]}
         inputs["visual_token_counts"] = torch.tensor([9])
-        with pytest.raises(ValueError, match="holds images at \\[4, 9\\] visual tokens.*\\[9\\].*is 9"):
+        with pytest.raises(ValueError, match="holds images at \\[4, 9\\] visual tokens.*asks for \\[9, 9, 9\\]"):
             generate(tiny_model, inputs, past_key_values=cache, num_visual_tokens=9)
 
     @pytest.mark.parametrize("default", [None, 4])
@@ -423,7 +418,7 @@ def test_inputs_embeds(tiny_model, pixel_values):
 
 
 def test_resizing_without_images_is_an_error(tiny_model):
-    with pytest.raises(ValueError, match="`num_visual_tokens` is 4, but the images of the prompt are missing"):
+    with pytest.raises(ValueError, match="The prompt has 16 image tokens, but the images of the prompt are missing"):
         generate(tiny_model, prompt_rows(ROWS[1:2], [16]), num_visual_tokens=4)
 
 

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from .adaptive_mqt_llava import AdaptiveBudget
+from .cache_mqt_llava import MQTLlavaCache
 from .configuration_mqt_llava import MQTLlavaConfig
 from .configuration_quecc_llava import QueCCLlavaConfig
 from .modeling_mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaModel, MQTLlavaPreTrainedModel
@@ -27,6 +28,7 @@ __version__ = version("mqt_llava")
 
 __all__ = [
     "AdaptiveBudget",
+    "MQTLlavaCache",
     "MQTLlavaConfig",
     "MQTLlavaForConditionalGeneration",
     "MQTLlavaModel",

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .adaptive_mqt_llava import AdaptiveBudget
+from .cache_mqt_llava import has_plain_cache
 
 
 @dataclass
@@ -59,17 +59,13 @@ def split_prompts(
 
 def can_reuse(model: PreTrainedModel, prompts: list[Prompt]) -> bool:
     """
-    Whether a level can continue the cache of the one below. Sliding windows and recurrent layers cannot be cropped,
-    rotary frequencies that follow the prompt's length make other keys of the same tokens, and behind an image that
-    ends its prompt there is no token for `generate` to begin with.
+    Whether a level can continue the cache of the one below. Behind an image that ends its prompt there is no token for
+    `generate` to begin with.
     """
-    config = model.config.get_text_config(decoder=True)
-    rope = getattr(config, "rope_parameters", None) or {}
     return (
         any(prompt.images for prompt in prompts)
-        and all(len(prompt.after) for prompt in prompts)
-        and all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
-        and rope.get("rope_type") not in ("dynamic", "longrope")
+        and all(len(prompt.after) and prompt.after[-1] != model.config.image_token_id for prompt in prompts)
+        and has_plain_cache(model.config.get_text_config(decoder=True))
     )
 
 
@@ -240,9 +236,8 @@ def take_states(cache: DynamicCache, row: int, is_kept: torch.Tensor) -> list[tu
     ]
 
 
-def merge_states(model: PreTrainedModel, prompts: list[Prompt]) -> DynamicCache:
-    """One cache of all prompts, padded on the left."""
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+def merge_states(prompts: list[Prompt], cache: DynamicCache) -> None:
+    """Fills an empty cache with all prompts, padded on the left."""
     length = max(prompt.states[0][0].shape[-2] for prompt in prompts)
     for layer in range(len(prompts[0].states)):
         pairs = zip(*(prompt.states[layer] for prompt in prompts))
@@ -251,4 +246,3 @@ def merge_states(model: PreTrainedModel, prompts: list[Prompt]) -> DynamicCache:
             for column in pairs
         )
         cache.update(keys, values, layer)
-    return cache

@@ -57,13 +57,28 @@ def encoded_images(mm_encoder_outputs: dict[str, ModelOutput] | None) -> ModelOu
     What `mm_encoder_outputs` holds for images.
 
     Raises:
-        ValueError: It is not of the form `{"image": output of get_image_features}`.
+        TypeError, ValueError: It is not of the form `{"image": output of get_image_features}`.
     """
-    if unknown := set(mm_encoder_outputs or {}) - {"image"}:
-        raise ValueError(
-            f"`mm_encoder_outputs` has {sorted(unknown)}, but must be {{'image': output of get_image_features}}."
+    form = "{'image': output of get_image_features}"
+    if mm_encoder_outputs is None:
+        return None
+    if not isinstance(mm_encoder_outputs, dict) or isinstance(mm_encoder_outputs, ModelOutput):
+        raise TypeError(f"`mm_encoder_outputs` is a {type(mm_encoder_outputs).__name__}, but must be {form}.")
+    if unknown := set(mm_encoder_outputs) - {"image"}:
+        raise ValueError(f"`mm_encoder_outputs` has {sorted(unknown)}, but must be {form}.")
+    image_outputs = mm_encoder_outputs.get("image")
+    if image_outputs is None:
+        return None
+    if not isinstance(image_outputs, ModelOutput) or image_outputs.get("pooler_output") is None:
+        raise TypeError(
+            f"`mm_encoder_outputs['image']` is a {type(image_outputs).__name__}, but must be the output of "
+            "get_image_features with its `pooler_output`."
         )
-    return (mm_encoder_outputs or {}).get("image")
+    if not all(isinstance(tokens, torch.Tensor) and tokens.ndim == 2 for tokens in image_outputs.pooler_output):
+        raise ValueError(
+            "`mm_encoder_outputs['image'].pooler_output` must hold a tensor `(visual tokens, hidden_size)` per image."
+        )
+    return image_outputs
 
 
 class CompressedLlavaPreTrainedModel(PreTrainedModel):

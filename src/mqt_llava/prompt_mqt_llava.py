@@ -6,12 +6,50 @@ A prompt holds one placeholder token per visual token. The functions here tell w
 image, and re-size the runs of placeholders.
 """
 
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 from .configuration_mqt_llava import check_num_visual_tokens
+
+
+@dataclass
+class ShownImage:
+    """
+    An image as a prompt shows it.
+
+    Args:
+        num_visual_tokens: How many of the prompt's tokens are its.
+        pixels, tokens: `(channels, height, width)` or its visual tokens `(M or fewer, hidden_size)`, whichever was
+            passed: they tell images apart. Neither where an image was not passed.
+    """
+
+    num_visual_tokens: int
+    pixels: torch.Tensor | None = None
+    tokens: torch.Tensor | None = None
+
+    @property
+    def is_passed(self) -> bool:
+        return self.pixels is not None or self.tokens is not None
+
+    def at(self, num_visual_tokens: int) -> "ShownImage":
+        return replace(self, num_visual_tokens=num_visual_tokens)
+
+    def may_be(self, other: "ShownImage") -> bool:
+        """Whether nothing speaks against the two being one image, at whatever number of visual tokens."""
+        if self.pixels is not None and other.pixels is not None:
+            return is_equal(self.pixels, other.pixels)
+        if self.tokens is not None and other.tokens is not None:
+            length = min(len(self.tokens), len(other.tokens))
+            return is_equal(self.tokens[:length], other.tokens[:length])
+        return True
+
+
+def is_equal(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return first.shape == second.shape and bool((first == second.to(first.device)).all())
 
 
 @torch.compiler.disable  # a compiled graph that knew the numbers would hold for these alone
@@ -127,12 +165,31 @@ def restore_prompt(sequences: torch.Tensor, prompt: torch.Tensor, resized_length
     return torch.cat([prompt, sequences[:, resized_length:]], dim=-1)
 
 
-def images_per_row(placeholder_mask: torch.Tensor, counts: list[int]) -> list[list[int]]:
-    """Groups the visual tokens per image by the prompt they stand in."""
-    counts, rows = iter(counts), []
+def images_per_row(placeholder_mask: torch.Tensor, images: list[ShownImage]) -> list[list[ShownImage]]:
+    """Groups the images of a batch by the prompt that shows them."""
+    images, rows = iter(images), []
     for num_placeholders in placeholder_mask.sum(-1).tolist():
         row = []
-        while sum(row) < num_placeholders:
-            row.append(next(counts))
+        while num_placeholders > 0:
+            row.append(next(images))
+            num_placeholders -= row[-1].num_visual_tokens
         rows.append(row)
     return rows
+
+
+def infer_mask(ids: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
+    """
+    The attention mask of prompts that have none, `(batch, length)`: as in transformers, pad tokens are padding where
+    they are not the end of a sequence too; but between other tokens they are text.
+    """
+    pad_token_id, eos_token_id = config.pad_token_id, config.eos_token_id
+    if pad_token_id is None or pad_token_id in torch.tensor([] if eos_token_id is None else eos_token_id):
+        return torch.ones_like(ids)
+    is_token = ids.ne(pad_token_id)
+    return (is_token.cummax(-1).values & is_token.flip(-1).cummax(-1).values.flip(-1)).long()
+
+
+def is_padded_on_the_left(attention_mask: torch.Tensor) -> bool:
+    """Whether no padding stands behind a token."""
+    is_token = attention_mask.ne(0)
+    return bool((is_token == is_token.cummax(-1).values).all())

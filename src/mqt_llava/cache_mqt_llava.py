@@ -1,0 +1,171 @@
+# Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
+"""
+Which prompts a decoder's cache holds, column by column, so that a conversation can go on from it.
+
+Re-sizing a prompt moves its columns, so the caller's prompt does not tell what stands where in the cache. What does is
+kept here: in an [`MQTLlavaCache`] itself, and for caches of other classes beside them.
+"""
+
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+from .prompt_mqt_llava import ShownImage
+
+
+@dataclass
+class CachedPrompts:
+    """
+    What the first columns of a cache hold.
+
+    Args:
+        ids: Tokens, with placeholders for visual tokens, long `(rows, columns)`.
+        mask: Which columns a row attends to, bool `(rows, columns)`.
+        images: The images of each row, from its first on.
+        prompt_length: How many of the columns were prompt. What follows was generated.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    images: list[list[ShownImage]]
+    prompt_length: int
+
+    def first(self, num_columns: int) -> "CachedPrompts":
+        return CachedPrompts(
+            self.ids[:, :num_columns],
+            self.mask[:, :num_columns],
+            self.images,
+            min(self.prompt_length, num_columns),
+        )
+
+    def select(self, rows: torch.Tensor) -> "CachedPrompts":
+        return replace(
+            self,
+            ids=self.ids[rows.to(self.ids.device)],
+            mask=self.mask[rows.to(self.mask.device)],
+            images=[self.images[row] for row in rows.tolist()],
+        )
+
+    def extended(self, answers: torch.Tensor) -> "CachedPrompts":
+        """With generated tokens behind it, `(rows, new tokens)`."""
+        seen = torch.ones_like(answers, dtype=torch.bool)
+        return replace(self, ids=torch.cat([self.ids, answers], dim=1), mask=torch.cat([self.mask, seen], dim=1))
+
+    def tokens_of(self, row: int) -> torch.Tensor:
+        """The tokens of a row without padding."""
+        return self.ids[row][self.mask[row]]
+
+    def shared_length(self, row: int, ids: torch.Tensor, images: list[ShownImage], image_token_id: int) -> int:
+        """
+        How many tokens a prompt shares with a row, from the first on. Visual tokens nest: of an image at two numbers
+        of them, the fewer are shared.
+
+        Args:
+            ids: The prompt without padding, `(length,)`.
+            images: The images that it shows.
+        """
+        cached = self.tokens_of(row)
+        length = min(len(cached), len(ids))
+        differs = (cached[:length] != ids[:length]).nonzero()
+        length = int(differs[0]) if len(differs) else length
+        places, first = (ids == image_token_id).nonzero().squeeze(-1), 0
+        for image, old in zip(images, self.images[row]):
+            start = int(places[first])
+            if start >= length:
+                break
+            if not image.may_be(old):
+                return start
+            if image.num_visual_tokens != old.num_visual_tokens:
+                return min(length, start + min(image.num_visual_tokens, old.num_visual_tokens))
+            first += image.num_visual_tokens
+        return length
+
+
+class MQTLlavaCache(DynamicCache):
+    """
+    A [`DynamicCache`] that knows which prompts it holds. `generate` returns one, and one that is passed serves a whole
+    conversation:
+
+    Each call is given the whole conversation, at any number of visual tokens, made and padded anyhow. What its prompts
+    share with those in the cache is kept, also the first visual tokens of an image that now gets more or fewer; the
+    rest is computed. Rows may be reordered, selected and repeated. The answers are those of a call without a cache.
+
+    ```python
+    >>> cache = MQTLlavaCache(config=model.config)
+    >>> model.generate(**processor(images=image, text=first, return_tensors="pt"), past_key_values=cache)
+    >>> model.generate(**processor(images=image, text=whole, return_tensors="pt"), past_key_values=cache)
+    ```"""
+
+    prompts: CachedPrompts | None = None
+
+    @classmethod
+    def from_dynamic(cls, cache: DynamicCache) -> "MQTLlavaCache":
+        """Takes over the layers of an empty cache."""
+        own = cls()
+        own.__dict__.update(cache.__dict__)
+        return own
+
+    def empty(self, config: PreTrainedConfig) -> None:
+        """Drops everything, also from layers that cannot be cropped."""
+        self.layers, self.prompts = DynamicCache(config=config).layers, None
+
+    def crop(self, tokens_to_remove: int) -> None:
+        super().crop(tokens_to_remove)
+        if self.prompts is not None:
+            self.prompts = self.prompts.first(self.get_seq_length())
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._select_prompts(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._select_prompts(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        if self.prompts is not None:
+            self._select_prompts(torch.arange(len(self.prompts.ids)).repeat_interleave(repeats))
+
+    def _select_prompts(self, rows: torch.Tensor) -> None:
+        if self.prompts is not None:
+            self.prompts = self.prompts.select(torch.arange(len(self.prompts.ids))[rows.cpu()])
+
+
+# Of caches of transformers' own classes, which follow no copies.
+_prompts_of_others: WeakKeyDictionary[Cache, CachedPrompts] = WeakKeyDictionary()
+
+
+def remember_prompts(cache: Cache, prompts: CachedPrompts | None) -> None:
+    """Notes what a cache holds; None where that is not known."""
+    if isinstance(cache, MQTLlavaCache):
+        cache.prompts = prompts
+    elif prompts is None:
+        _prompts_of_others.pop(cache, None)
+    else:
+        _prompts_of_others[cache] = prompts
+
+
+def recall_prompts(cache: Cache) -> CachedPrompts | None:
+    """What is known of the columns of a cache: of all, of the first ones, or None."""
+    prompts = cache.prompts if isinstance(cache, MQTLlavaCache) else _prompts_of_others.get(cache)
+    return None if prompts is None else prompts.first(cache.get_seq_length())
+
+
+def keys_follow_length(config: PreTrainedConfig) -> bool:
+    """Whether a decoder's rotary frequencies follow the prompt's length, so that a longer one has other keys."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return rope.get("rope_type") in ("dynamic", "longrope")
+
+
+def has_plain_cache(config: PreTrainedConfig) -> bool:
+    """
+    Whether a decoder's cache can be cropped and looked past. Sliding windows count the columns that are looked past,
+    and recurrent layers cannot look past any.
+    """
+    return not keys_follow_length(config) and all(
+        type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers
+    )

@@ -1,0 +1,163 @@
+# Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
+"""
+Conversations that go on from a cache: which of its rows and columns serve a prompt, and what is left to compute.
+
+What a prompt shares with a row of the cache is found by its tokens and images, not by where they stand, so it does not
+matter how the prompt of either turn was padded or re-sized.
+"""
+
+import torch
+from torch import nn
+
+from .cache_mqt_llava import CachedPrompts
+from .configuration_mqt_llava import check_num_visual_tokens
+from .prompt_mqt_llava import ShownImage, visual_tokens_per_image
+
+
+def find_rows(
+    prompts: CachedPrompts, ids: list[torch.Tensor], images: list[list[ShownImage]], image_token_id: int
+) -> tuple[list[int], list[int]]:
+    """
+    Finds the row of a cache that shares most with each prompt; of equals, the one where it is expected.
+
+    Args:
+        ids: The prompts without padding, `(length,)` each.
+        images: The images of each prompt; where a list is empty, its tokens alone are compared.
+
+    Returns:
+        The row of each prompt, and how many tokens it shares with it.
+    """
+    rows, shared, num_rows = [], [], len(prompts.ids)
+    for index, (tokens, shown) in enumerate(zip(ids, images)):
+        expected = index * num_rows // len(ids)  # as long as rows were at most repeated
+        lengths = {expected: prompts.shared_length(expected, tokens, shown, image_token_id)}
+        if lengths[expected] < min(len(tokens), int(prompts.mask[expected].sum())):
+            for row in range(num_rows):
+                lengths[row] = prompts.shared_length(row, tokens, shown, image_token_id)
+        rows.append(max(lengths, key=lengths.get))
+        shared.append(lengths[rows[-1]])
+    return rows, shared
+
+
+def images_of_conversations(
+    placeholder_mask: torch.Tensor,
+    passed: list[ShownImage],
+    cached_rows: list[list[int]],
+    max_visual_tokens: int,
+    visual_token_counts: list[int] | None,
+) -> list[ShownImage]:
+    """
+    The images that whole conversations show, of which maybe those alone are passed that a cache does not hold.
+
+    Args:
+        placeholder_mask: Bool `(batch, length)`, true at the placeholders.
+        passed: The images that are passed, of all prompts.
+        cached_rows: Visual tokens of the images that the cache holds of each prompt.
+        visual_token_counts: Of all images, or of those that are passed; by default equal shares.
+
+    Returns:
+        All images in the order of the prompts, at the number of visual tokens that the prompts were made with.
+
+    Raises:
+        ValueError: The placeholders cannot be shared out.
+    """
+    per_row = placeholder_mask.sum(-1).tolist()
+    # All of them, as processors say it, or equal shares of all; or else those of the cache and further ones.
+    for images in (
+        all_images(passed, visual_token_counts, sum(per_row)),
+        cached_and_further_images(passed, visual_token_counts, per_row, cached_rows),
+    ):
+        numbers = [image.num_visual_tokens for image in images]
+        try:
+            visual_tokens_per_image(placeholder_mask, len(images), max_visual_tokens, numbers)
+        except ValueError:
+            continue
+        return images
+    raise ValueError(
+        f"Image features and image tokens do not match: the prompts have {per_row} image tokens, `past_key_values` "
+        f"holds images at {cached_rows} visual tokens, and {len(passed)} images are passed. Pass all images of the "
+        "conversation or those that are new, with their `visual_token_counts`."
+    )
+
+
+def all_images(passed: list[ShownImage], counts: list[int] | None, num_placeholders: int) -> list[ShownImage]:
+    if counts is None:
+        counts = [num_placeholders // max(1, len(passed))] * len(passed)
+    images = passed or [ShownImage(0)] * len(counts)
+    return [image.at(count) for image, count in zip(images, counts)]
+
+
+def cached_and_further_images(
+    passed: list[ShownImage], counts: list[int] | None, per_row: list[int], cached_rows: list[list[int]]
+) -> list[ShownImage]:
+    if counts is None and passed:
+        counts = [sum(max(0, total - sum(row)) for total, row in zip(per_row, cached_rows)) // len(passed)] * len(
+            passed
+        )
+    further, images = [image.at(count) for image, count in zip(passed, counts or [])], []
+    for total, cached in zip(per_row, cached_rows):
+        if total < sum(cached) or not passed and cached:  # made at another number than the cache was
+            cached = cached if total == sum(cached) else [total // len(cached)] * len(cached)
+        images += [ShownImage(count) for count in cached if count]
+        total -= sum(cached)
+        while total > 0 and further:
+            images.append(further.pop(0))
+            total -= images[-1].num_visual_tokens
+    return images + further
+
+
+def numbers_asked_for(num_visual_tokens, images: list[ShownImage], max_visual_tokens: int) -> list[int]:
+    """
+    The number of visual tokens that each image of a conversation shall have.
+
+    Args:
+        num_visual_tokens: For all images, or a list for all of them or for those that are passed. None: as they are.
+    """
+    if num_visual_tokens is None:
+        return [image.num_visual_tokens for image in images]
+    num_passed = sum(image.is_passed for image in images)
+    if not isinstance(num_visual_tokens, (list, tuple)) or len(num_visual_tokens) != num_passed:
+        return check_num_visual_tokens(num_visual_tokens, max_visual_tokens, len(images))
+    asked = iter(check_num_visual_tokens(num_visual_tokens, max_visual_tokens, num_passed))
+    return [next(asked) if image.is_passed else image.num_visual_tokens for image in images]
+
+
+def seen_columns(prompts: CachedPrompts, kept: list[int]) -> torch.Tensor:
+    """Which columns of a cache hold the tokens that each prompt keeps, bool `(rows, columns)`."""
+    limits = torch.tensor(kept, device=prompts.mask.device)[:, None]
+    return prompts.mask & (prompts.mask.cumsum(-1) <= limits)
+
+
+def lay_out(
+    ids: torch.Tensor, seen: torch.Tensor, rests: list[torch.Tensor], num_columns: int, pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Puts what is left of each prompt behind the columns of a cache.
+
+    Args:
+        ids, seen: Tokens of the known columns and which of them a prompt sees, `(batch, columns)`.
+        rests: What is left of each prompt, `(length,)`.
+        num_columns: How many columns the cache has, at least as many as are known.
+
+    Returns:
+        Tokens and mask, `(batch, num_columns + longest rest)`.
+    """
+    unknown, width = (0, num_columns - ids.shape[1]), max(map(len, rests))
+    lengths = torch.tensor([[len(rest)] for rest in rests], device=ids.device)
+    rest_ids = torch.stack([nn.functional.pad(rest, (width - len(rest), 0), value=pad_token_id) for rest in rests])
+    rest_seen = torch.arange(width, device=ids.device) >= width - lengths
+    ids = torch.cat([nn.functional.pad(ids, unknown, value=pad_token_id), rest_ids], dim=1)
+    return ids, torch.cat([nn.functional.pad(seen, unknown), rest_seen], dim=1)
+
+
+def hide_placeholders(ids: torch.Tensor, num_columns: int, image_token_id: int) -> torch.Tensor:
+    """
+    Prompts without placeholders in the columns that a cache holds. transformers counts the placeholders of whole
+    prompts when it copies images for beams and further sequences, but is only given the new images.
+    """
+    ids = ids.clone()
+    for row in ids:
+        text, cached = row[row != image_token_id], row[:num_columns]
+        if len(text):  # a token that the prompt has anyhow, for processors of logits that look which ones it has
+            cached[cached == image_token_id] = text[-1]
+    return ids

@@ -1,0 +1,404 @@
+# Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
+"""
+Prompts fitted to what `generate` is asked for: to numbers of visual tokens, and to what a cache holds of them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import Cache, GenerationConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput, is_numpy_array
+
+from .cache_mqt_llava import (
+    CachedPrompts,
+    MQTLlavaCache,
+    has_plain_cache,
+    keys_follow_length,
+    recall_prompts,
+)
+from .configuration_mqt_llava import check_num_visual_tokens
+from .continuation_mqt_llava import (
+    find_rows,
+    hide_placeholders,
+    images_of_conversations,
+    lay_out,
+    numbers_asked_for,
+    seen_columns,
+)
+from .modeling_compressed_llava import encoded_images
+from .prompt_mqt_llava import (
+    ShownImage,
+    images_per_row,
+    infer_mask,
+    is_padded_on_the_left,
+    resize_prompt,
+    visual_tokens_per_image,
+)
+
+
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
+
+
+def cut_visual_tokens(image_outputs: ModelOutput, counts: list[int]) -> BaseModelOutputWithPooling:
+    """
+    Encoded images at fewer visual tokens, in a new object: what the caller encoded stays as it is, for other numbers.
+
+    Args:
+        image_outputs: What `get_image_features` returns.
+        counts: Visual tokens of each image.
+
+    Raises:
+        ValueError: An image was encoded into fewer tokens than are asked for now.
+    """
+    lengths = [len(tokens) for tokens in image_outputs.pooler_output]
+    if any(count > length for count, length in zip(counts, lengths)):
+        raise ValueError(
+            f"Image features and image tokens do not match: {counts} visual tokens are asked for, but the images were "
+            f"encoded into {lengths}. Encode them without `visual_token_counts` to have all of them at hand."
+        )
+    return BaseModelOutputWithPooling(
+        pooler_output=[tokens[:count] for tokens, count in zip(image_outputs.pooler_output, counts)]
+    )
+
+
+def shown_images(pixel_values: torch.Tensor | None, image_outputs: ModelOutput | None) -> list[ShownImage]:
+    """The images that are passed, whose number of visual tokens is still open."""
+    if image_outputs is not None:
+        return [ShownImage(0, tokens=tokens.detach()) for tokens in image_outputs.pooler_output]
+    return [] if pixel_values is None else [ShownImage(0, pixels=pixels) for pixels in pixel_values]
+
+
+@dataclass
+class Prompt:
+    """
+    A batch of prompts as `generate` is called with.
+
+    Args:
+        ids: `(batch, length)`; None beside `inputs_embeds` alone.
+        mask: Its attention mask; wider, where the first columns are in a cache and were not passed.
+        placeholders: Where visual tokens go, bool `(batch, length)`.
+        images: Those that are passed, in the order of the prompts.
+        counts: The visual tokens that the processor gave them, where it says.
+    """
+
+    ids: torch.Tensor | None
+    mask: torch.Tensor
+    placeholders: torch.Tensor
+    images: list[ShownImage]
+    counts: list[int] | None
+
+
+@dataclass
+class FittedPrompt:
+    """
+    What `generate` goes on with.
+
+    Args:
+        ids: `(batch, length)`, what transformers' `generate` is given.
+        cached: What the cache will hold of it, all but the answer; None where that is not known.
+    """
+
+    ids: torch.Tensor | None
+    cached: CachedPrompts | None = None
+
+
+def check_not_resized(made: list[int], num_visual_tokens: int | list[int] | None, asked: list[int], name: str) -> None:
+    """
+    Raises:
+        ValueError: Images of `name`, which cannot be re-sized, are asked for at another number of visual tokens.
+    """
+    if asked != made:
+        raise ValueError(
+            f"`num_visual_tokens` is {num_visual_tokens}, but `{name}` holds {made} visual tokens per image and "
+            "cannot be re-sized. Pass `input_ids` instead, the whole prompt, and no cache or an `MQTLlavaCache`."
+        )
+
+
+def raise_other_prompt(cached: list[list[ShownImage]], asked: list[list[ShownImage]]):
+    cached, asked = ([image.num_visual_tokens for row in rows for image in row] for rows in (cached, asked))
+    raise ValueError(
+        f"`past_key_values` holds images at {cached} visual tokens, but the prompt now asks for {asked}; or it holds "
+        "other text or images. Continue with the same, pass all images and an `MQTLlavaCache`, or no cache."
+    )
+
+
+def num_copies(config: GenerationConfig) -> int:
+    """How often transformers' `generate` repeats each prompt."""
+    return max(config.num_beams or 1, config.num_return_sequences or 1)
+
+
+class MQTLlavaPromptFitting:
+    """Fits prompts, and the keywords of `generate` that go along with them."""
+
+    def _read_prompt(self, ids: torch.Tensor | None, config: GenerationConfig, kwargs: dict) -> Prompt:
+        """What is passed to `generate`, checked; takes the counts out of `kwargs`."""
+        cache, pixel_values = kwargs.get("past_key_values"), kwargs.get("pixel_values")
+        if cache is not None and not isinstance(cache, Cache):
+            raise TypeError(f"`past_key_values` is a {type(cache).__name__}, but must be a `Cache`.")
+        image_outputs, embeds = encoded_images(kwargs.get("mm_encoder_outputs")), kwargs.get("inputs_embeds")
+        if pixel_values is not None and image_outputs is not None:
+            raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
+        images = shown_images(pixel_values, image_outputs)
+        counts = kwargs.pop("visual_token_counts", None)
+        if counts is not None:
+            counts = counts.tolist() if isinstance(counts, torch.Tensor) or is_numpy_array(counts) else counts
+            num_images = len(images) if images or not isinstance(counts, (list, tuple)) else len(counts)
+            counts = check_num_visual_tokens(
+                counts, self.config.max_visual_tokens, num_images, name="visual_token_counts"
+            )
+        tokens, mask = ids if embeds is None else embeds, kwargs.get("attention_mask")
+        if tokens is None:  # transformers begins with BOS, or says what is missing
+            tokens = torch.zeros((1, 0), dtype=torch.long)
+        if mask is None and embeds is None and ids is not None:
+            mask = infer_mask(ids, config)
+            if not mask.all():
+                kwargs["attention_mask"] = mask
+        elif mask is None:
+            mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+        placeholders = self.model.get_placeholder_mask(tokens if embeds is None else None, embeds)
+        return Prompt(ids, mask, placeholders, images, counts)
+
+    def _fit_prompt(self, prompt: Prompt, config, num_visual_tokens: int | list[int] | None, kwargs) -> FittedPrompt:
+        """
+        Re-sizes the prompt, and what goes along with it in `kwargs`, to the number of visual tokens that is asked for,
+        and to what `past_key_values` holds of it.
+        """
+        cache = kwargs.get("past_key_values")
+        past_length, shape = 0 if cache is None else cache.get_seq_length(), prompt.placeholders.shape
+        if prompt.mask.shape not in (shape, (shape[0], past_length + shape[1])):
+            raise ValueError(
+                f"`attention_mask` is {tuple(prompt.mask.shape)} and `input_ids` {tuple(shape)}: the mask must be of "
+                "the shape of the prompt"
+                + (f", or also cover the {past_length} columns of `past_key_values`." if past_length else ".")
+            )
+        if not past_length:
+            return self._fit_fresh(prompt, config, num_visual_tokens, kwargs)
+        known = recall_prompts(cache)
+        if prompt.mask.shape != shape:
+            return self._fit_new_tokens(prompt, known, num_visual_tokens, kwargs)
+        if known is None or kwargs.get("inputs_embeds") is not None:
+            return self._fit_to_unknown_cache(prompt, config, num_visual_tokens, kwargs)
+        return self._fit_to_cache(prompt, known, config, num_visual_tokens, kwargs)
+
+    def _fit_fresh(self, prompt: Prompt, config, num_visual_tokens, kwargs: dict) -> FittedPrompt:
+        """Without anything in a cache."""
+        if not prompt.images and prompt.ids is not None and prompt.placeholders.any():
+            raise ValueError(
+                f"The prompt has {int(prompt.placeholders.sum())} image tokens, but the images of the prompt are "
+                "missing: pass `pixel_values` or `mm_encoder_outputs`."
+            )
+        made = []
+        if prompt.images:
+            made = visual_tokens_per_image(
+                prompt.placeholders, len(prompt.images), self.config.max_visual_tokens, prompt.counts
+            )
+        images = [image.at(count) for image, count in zip(prompt.images, made)]
+        asked = numbers_asked_for(num_visual_tokens, images, self.config.max_visual_tokens)
+        fitted = FittedPrompt(prompt.ids)
+        if kwargs.get("inputs_embeds") is not None:
+            check_not_resized(made, num_visual_tokens, asked, "inputs_embeds")
+        elif prompt.ids is not None:
+            mask, placeholders = prompt.mask, prompt.placeholders
+            if asked != made or not is_padded_on_the_left(mask):
+                fitted.ids = self._resize_prompt(prompt, made, asked, config, kwargs)
+                mask, placeholders = kwargs["attention_mask"], self.model.get_placeholder_mask(fitted.ids, None)
+            rows = images_per_row(placeholders, [image.at(count) for image, count in zip(images, asked)])
+            fitted.cached = CachedPrompts(fitted.ids, mask.ne(0), rows, fitted.ids.shape[1])
+        self._pass_images([(index, 0, count) for index, count in enumerate(asked)], kwargs)
+        return fitted
+
+    def _fit_new_tokens(self, prompt: Prompt, known: CachedPrompts | None, num_visual_tokens, kwargs) -> FittedPrompt:
+        """Behind a cache that holds what is not passed: as transformers' own models go on, and not re-sized."""
+        past_length, made = prompt.mask.shape[1] - prompt.placeholders.shape[1], []
+        if prompt.images:
+            made = visual_tokens_per_image(
+                prompt.placeholders, len(prompt.images), self.config.max_visual_tokens, prompt.counts
+            )
+        elif prompt.placeholders.any():
+            raise ValueError(
+                f"The prompt has {int(prompt.placeholders.sum())} image tokens behind what `past_key_values` holds, "
+                "but their images are missing: pass `pixel_values` or `mm_encoder_outputs`."
+            )
+        is_known = known is not None and known.ids.shape == (len(prompt.mask), past_length)
+        cached = [image.num_visual_tokens for row in known.images for image in row] if is_known else []
+        if num_visual_tokens is not None:
+            present = cached + made
+            if isinstance(num_visual_tokens, (list, tuple)):
+                present = made or cached
+            asked = check_num_visual_tokens(num_visual_tokens, self.config.max_visual_tokens, len(present))
+            check_not_resized(present, num_visual_tokens, asked, "past_key_values")
+        if is_known and (prompt.mask[:, :past_length].ne(0) & ~known.mask).any():
+            raise ValueError(
+                "`attention_mask` shows columns of `past_key_values` that hold padding. Pass the whole conversation, "
+                "with a mask of its own shape."
+            )
+        self._pass_images([(index, 0, count) for index, count in enumerate(made)], kwargs)
+        fitted = FittedPrompt(prompt.ids)
+        if is_known and prompt.ids is not None:
+            rows = images_per_row(prompt.placeholders, [image.at(n) for image, n in zip(prompt.images, made)])
+            fitted.cached = CachedPrompts(
+                torch.cat([known.ids, prompt.ids], dim=1),
+                prompt.mask.ne(0),
+                [old + new for old, new in zip(known.images, rows)],
+                prompt.mask.shape[1],
+            )
+        return fitted
+
+    def _fit_to_unknown_cache(self, prompt: Prompt, config, num_visual_tokens, kwargs: dict) -> FittedPrompt:
+        """With a cache that was filled elsewhere: it holds the first columns of the prompt as that is passed."""
+        past_length = kwargs["past_key_values"].get_seq_length()
+        if prompt.ids is not None and not prompt.mask.ne(0).all():
+            raise ValueError(
+                "`past_key_values` was not filled by this model's `generate`, so it is not known which of its columns "
+                "hold padding. Pass an `MQTLlavaCache`, or new tokens alone with an `attention_mask` of all columns."
+            )
+        cached_rows = prompt.placeholders[:, :past_length].sum(-1, keepdim=True).tolist()
+        images = images_of_conversations(
+            prompt.placeholders, prompt.images, cached_rows, prompt.placeholders.shape[1], prompt.counts
+        )
+        made = [image.num_visual_tokens for image in images]
+        asked = numbers_asked_for(num_visual_tokens, images, self.config.max_visual_tokens)
+        check_not_resized(made, num_visual_tokens, asked, "past_key_values")
+        parts, passed = [], iter(range(len(prompt.images)))
+        for row, (num_cached,) in zip(images_per_row(prompt.placeholders, images), cached_rows):
+            for image in row:
+                index = next(passed) if image.is_passed else None
+                if 0 < num_cached < image.num_visual_tokens:
+                    raise ValueError(
+                        f"`past_key_values` holds {num_cached} of the {image.num_visual_tokens} visual tokens of an "
+                        "image, but must end in front of it or behind it."
+                    )
+                num_cached -= image.num_visual_tokens
+                if num_cached < 0:
+                    parts.append((index, 0, image.num_visual_tokens))
+        self._pass_images(parts, kwargs)
+        ids = prompt.ids
+        if ids is not None and num_copies(config) > 1:
+            ids = hide_placeholders(ids, past_length, self.config.image_token_id)
+        return FittedPrompt(ids)
+
+    def _fit_to_cache(self, prompt: Prompt, known: CachedPrompts, config, num_visual_tokens, kwargs) -> FittedPrompt:
+        """With a cache that is known: keeps of it what the prompts share with it."""
+        cache, image_token_id = kwargs["past_key_values"], self.config.image_token_id
+        raw_ids = [row[mask.ne(0)] for row, mask in zip(prompt.ids, prompt.mask)]
+        rows, _ = find_rows(known, raw_ids, [[]] * len(raw_ids), image_token_id)
+        images = images_of_conversations(
+            prompt.placeholders,
+            prompt.images,
+            [[image.num_visual_tokens for image in known.images[row]] for row in rows],
+            self.config.max_visual_tokens,
+            prompt.counts,
+        )
+        made = [image.num_visual_tokens for image in images]
+        asked = numbers_asked_for(num_visual_tokens, images, self.config.max_visual_tokens)
+        resized = self._resize_prompt(prompt, made, asked, config, kwargs)
+        mask = kwargs["attention_mask"].ne(0)
+        ids = [row[is_token] for row, is_token in zip(resized, mask)]
+        image_rows = images_per_row(resized == image_token_id, [image.at(n) for image, n in zip(images, asked)])
+        rows, shared = find_rows(known, ids, image_rows, image_token_id)
+        kept = [max(0, min(length, len(tokens) - 1)) for length, tokens in zip(shared, ids)]
+        selected = known.select(torch.tensor(rows))
+        seen = seen_columns(selected, kept)
+        used = seen.any(0).nonzero()
+        num_columns, past_length = int(used[-1]) + 1 if len(used) else 0, cache.get_seq_length()
+
+        rests = [tokens[n:] for tokens, n in zip(ids, kept)]
+        pad_token_id, is_ours = self._pad_token_id(config), isinstance(cache, MQTLlavaCache)
+        if not is_ours:
+            # Its rows cannot be told apart or cut, only looked past.
+            prompt_tokens = selected.mask[:, : selected.prompt_length].sum(-1).tolist()
+            if any(length < needed for length, needed in zip(shared, prompt_tokens)):
+                raise_other_prompt(selected.images, image_rows)
+            num_columns = past_length
+        known_columns = (selected.ids[:, :num_columns], seen[:, :num_columns])
+        fitted_ids, fitted_mask = lay_out(*known_columns, rests, num_columns, pad_token_id)
+        copies = [row for row in rows for _ in range(num_copies(config))]
+        is_whole = num_columns == past_length and is_padded_on_the_left(fitted_mask)
+        decoder_config = self.config.get_text_config(decoder=True)
+        if is_ours:
+            is_whole = is_whole and copies == list(range(len(known.ids))) and not keys_follow_length(decoder_config)
+        if not (is_whole or has_plain_cache(decoder_config)):
+            if not is_ours:
+                raise_other_prompt(selected.images, image_rows)
+            cache.empty(decoder_config)
+            kept, num_columns, (fitted_ids, fitted_mask) = [0] * len(ids), 0, (resized, mask)
+        elif is_ours:
+            if copies != list(range(len(known.ids))):
+                cache.batch_select_indices(torch.tensor(copies, device=resized.device))
+            cache.crop(num_columns - past_length)
+
+        parts, passed = [], iter(range(len(prompt.images)))
+        made_images = iter(images)
+        for tokens, row, num_kept in zip(ids, image_rows, kept):
+            places = (tokens == image_token_id).nonzero().squeeze(-1).tolist()
+            for image in row:
+                index = next(passed) if next(made_images).is_passed else None
+                start, places = places[0], places[image.num_visual_tokens :]
+                if start + image.num_visual_tokens > num_kept:
+                    parts.append((index, max(0, num_kept - start), image.num_visual_tokens))
+        if any(index is None for index, *_ in parts):
+            raise_other_prompt(selected.images, image_rows)
+        self._pass_images(parts, kwargs)
+        for name in TOKEN_TYPES:
+            if kwargs.get(name) is not None:
+                types = [row[is_token][n:] for row, is_token, n in zip(kwargs[name], mask, kept)]
+                blank = torch.zeros_like(fitted_ids[:, :num_columns])
+                kwargs[name], _ = lay_out(blank, blank.bool(), types, num_columns, 0)
+        kwargs["attention_mask"] = fitted_mask.to(prompt.mask.dtype)
+        cached = CachedPrompts(fitted_ids, fitted_mask, image_rows, fitted_ids.shape[1])
+        if num_columns and num_copies(config) > 1:
+            fitted_ids = hide_placeholders(fitted_ids, num_columns, image_token_id)
+        return FittedPrompt(fitted_ids, cached)
+
+    def _pass_images(self, parts: list[tuple[int | None, int, int]], kwargs: dict) -> None:
+        """
+        Leaves in `kwargs` what the decoder is to read of the images.
+
+        Args:
+            parts: The place of each image among those that are passed, its first visual token to be read, and the one
+                behind its last.
+
+        Raises:
+            ValueError: An image is not passed, or was encoded into fewer tokens.
+        """
+        pixel_values, image_outputs = kwargs.pop("pixel_values", None), kwargs.pop("mm_encoder_outputs", None)
+        image_outputs = encoded_images(image_outputs)
+        if any(index is None for index, *_ in parts):
+            raise ValueError(
+                "The prompt shows images that `past_key_values` does not hold and that are not passed: pass "
+                "`pixel_values` or `mm_encoder_outputs`."
+            )
+        if not parts:
+            return
+        indices, counts = [index for index, *_ in parts], [count for *_, count in parts]
+        if pixel_values is not None:
+            if indices != list(range(len(pixel_values))):
+                pixel_values = pixel_values[torch.tensor(indices)]
+            if not any(first for _, first, _ in parts):
+                kwargs["pixel_values"], kwargs["visual_token_counts"] = pixel_values, torch.tensor(counts)
+                return
+            image_outputs = self.get_image_features(pixel_values, counts, return_dict=True)
+            indices = range(len(parts))
+        tokens = BaseModelOutputWithPooling(pooler_output=[image_outputs.pooler_output[index] for index in indices])
+        tokens = cut_visual_tokens(tokens, counts)
+        tokens["pooler_output"] = [image[first:] for image, (_, first, _) in zip(tokens.pooler_output, parts)]
+        kwargs["mm_encoder_outputs"] = {"image": tokens}
+
+    def _pad_token_id(self, config: GenerationConfig) -> int:
+        return 0 if config.pad_token_id is None else config.pad_token_id
+
+    def _resize_prompt(
+        self, prompt: Prompt, old_counts: list[int], new_counts: list[int], config: GenerationConfig, kwargs: dict
+    ) -> torch.Tensor:
+        """Re-sizes `input_ids`, and in `kwargs` the attention mask and the token types."""
+        inputs = {"input_ids": prompt.ids}
+        inputs |= {name: kwargs[name] for name in TOKEN_TYPES if kwargs.get(name) is not None}
+        pad_values = dict.fromkeys(inputs, 0) | {"input_ids": self._pad_token_id(config)}
+        resized, kwargs["attention_mask"] = resize_prompt(
+            inputs, prompt.placeholders, prompt.mask.to(prompt.ids.device), old_counts, new_counts, pad_values
+        )
+        kwargs.pop("position_ids", None)  # rebuilt from the attention mask
+        ids = resized.pop("input_ids")
+        kwargs.update(resized)
+        return ids
