@@ -26,7 +26,7 @@ if Version(transformers.__version__) >= Version("5.20"):  # before, images of a 
 
 
 def random_rows(rng: random.Random, max_images: int = 3) -> list[list]:
-    """One to five prompts of text and images. Token 0 is text too, and some prompts begin with the image."""
+    """One to five prompts of text and images. Token 0 is text too, and some prompts begin or end with an image."""
 
     def text(*lengths):
         return [rng.randint(0, 90) for _ in range(rng.choice(lengths))]
@@ -34,7 +34,8 @@ def random_rows(rng: random.Random, max_images: int = 3) -> list[list]:
     rows = []
     for _ in range(rng.randint(1, 5)):
         images = [piece for _ in range(rng.randint(0, max_images)) for piece in ("image", *text(0, 1, 3))]
-        rows.append([*text(0, 1, 2, 5), *images, *text(1, 2, 4, 7)])
+        ends_with_image = images and rng.random() < 0.1
+        rows.append([*text(0, 1, 2, 5), *images, *([] if ends_with_image else text(1, 2, 4, 7))])
     return rows
 
 
@@ -185,6 +186,18 @@ def assert_confidence_is_that_of_plain(output, plain, budget: AdaptiveBudget) ->
         if level and level != budget.levels[-1]:
             value = output.visual_token_confidence[row, budget.levels.index(level)]
             torch.testing.assert_close(value, probed[row], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("levels", [[4], [2, 4, 16]], ids=str)
+def test_the_last_of_several_images_ends_its_prompt(tiny_model, levels):
+    """Each of them has to be a visual token, and the cache that is returned that of the whole prompt."""
+    rows = [[1, 11, "image", 12, 13, "image"], [1, 14, "image", 15], [1, "image", "image"]]
+    inputs = {**build(rows, [16] * 5), "pixel_values": random_images(5)}
+    budget = AdaptiveBudget(levels, **ALWAYS_CLIMB) if len(levels) == 1 else dividing_budget(tiny_model, inputs, levels)
+    output, plain, _ = compare(tiny_model, rows, inputs["pixel_values"], inputs, budget)
+    assert output.past_key_values.get_seq_length() == plain.past_key_values.get_seq_length()
+    for layer, expected in zip(output.past_key_values.layers, plain.past_key_values.layers):
+        torch.testing.assert_close(layer.keys, expected.keys)
 
 
 @pytest.mark.parametrize("num_probed", [1, 3])

@@ -326,7 +326,8 @@ class MQTLlavaPromptFitting:
         elif is_ours:
             if copies != list(range(len(known.ids))):
                 cache.batch_select_indices(torch.tensor(copies, device=resized.device))
-            cache.crop(num_columns - past_length)
+            if num_columns < past_length:
+                cache.crop(num_columns - past_length)
 
         parts, passed = [], iter(range(len(prompt.images)))
         made_images = iter(images)

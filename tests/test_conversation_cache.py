@@ -1,0 +1,308 @@
+"""Conversations continued from a cache, against fresh runs on whole conversations, one by one and without padding."""
+
+import copy
+import random
+
+import pytest
+import torch
+from helpers import tiny_config
+from tiny_models import DECODERS, IMAGE_TOKEN_ID, decoder_config, random_model, random_pixels
+from transformers import DynamicCache
+
+from mqt_llava import AdaptiveBudget, MQTLlavaCache
+
+
+NEW = 4
+STOP = {"confidence": 0.0}
+
+
+class Chat:
+    """One row: pieces of text and images by their number."""
+
+    def __init__(self, *pieces):
+        self.pieces = list(pieces)
+
+    def ids(self, counts) -> list[int]:
+        ids = []
+        for piece in self.pieces:
+            ids += [IMAGE_TOKEN_ID] * counts[piece] if isinstance(piece, str) else [piece]
+        return ids
+
+    @property
+    def images(self) -> list[str]:
+        return [piece for piece in self.pieces if isinstance(piece, str)]
+
+
+PIXELS = dict(zip("abcdef", random_pixels(6)))
+
+
+def batch(chats, counts, padding=0, side="left", masked=None):
+    """Inputs at `counts[image]`, with `padding` further columns; `masked` are pad tokens in mid-row, by row."""
+    rows = [chat.ids(counts) for chat in chats]
+    masks = [[1] * len(row) for row in rows]
+    for row, mask, (place, number) in zip(rows, masks, masked or [(0, 0)] * len(rows)):
+        row[place:place], mask[place:place] = [0] * number, [0] * number
+    length = max(map(len, rows)) + padding
+    if side == "left":
+        ids = [[0] * (length - len(row)) + row for row in rows]
+        mask = [[0] * (length - len(row)) + row for row in masks]
+    else:
+        ids = [row + [0] * (length - len(row)) for row in rows]
+        mask = [row + [0] * (length - len(row)) for row in masks]
+    inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+    if images := [image for chat in chats for image in chat.images]:
+        inputs["pixel_values"] = torch.stack([PIXELS[image] for image in images])
+        inputs["visual_token_counts"] = torch.tensor([counts[image] for image in images])
+    return inputs
+
+
+def ask(model, inputs, **kwargs):
+    output = model.generate(
+        **inputs, **{"max_new_tokens": NEW, "do_sample": False, "return_dict_in_generate": True, **kwargs}
+    )
+    return output, output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+def fresh(model, chats, counts, **kwargs) -> list[list[int]]:
+    """Without padding, batch and cache."""
+    return [ask(model, batch([chat], counts), **{"use_cache": False, **kwargs})[1][0] for chat in chats]
+
+
+@pytest.fixture
+def model(tiny_model):
+    return tiny_model
+
+
+def at(m: int) -> dict[str, int]:
+    return dict.fromkeys(PIXELS, m)
+
+
+@pytest.mark.parametrize("made", [16, 2])
+def test_an_adaptive_turn_with_extra_padding(model, made):
+    chats = [Chat(1, 11, "a", 12, 13)]
+    output, answers = ask(model, batch(chats, at(16), padding=5), num_visual_tokens=AdaptiveBudget([2, 4], **STOP))
+    chats[0].pieces += answers[0] + [21, 22]
+    expected = fresh(model, chats, at(2))
+    inputs = batch(chats, at(made), padding=5)
+    assert ask(model, inputs, num_visual_tokens=2, past_key_values=output.past_key_values)[1] == expected
+
+
+@pytest.mark.parametrize("is_own", [True, False], ids=["returned", "DynamicCache"])
+def test_a_shorter_answer_masked_in_mid_row(model, is_own):
+    chats = [Chat(1, 11, "a", 12, 13), Chat(1, "b", 31)]
+    _, answers = ask(model, batch(chats, at(16)), num_visual_tokens=4)
+    model.generation_config.eos_token_id = answers[0][1]
+    model.generation_config.pad_token_id = 0
+    cache = None if is_own else DynamicCache(config=model.config)
+    output, answers = ask(model, batch(chats, at(16)), num_visual_tokens=4, past_key_values=cache)
+    assert answers[0][2:] == [0, 0] and len(set(answers[1])) > 2
+    model.generation_config.eos_token_id = None
+    chats[0].pieces += answers[0][:2] + [21, 22]
+    chats[1].pieces += answers[1] + [23, 24]
+    expected = fresh(model, chats, at(4))
+    inputs = batch(chats, at(16), masked=[(20 + 2, 2), (0, 0)])
+    assert ask(model, inputs, num_visual_tokens=4, past_key_values=output.past_key_values)[1] == expected
+
+
+@pytest.mark.parametrize("is_own", [True, False], ids=["returned", "DynamicCache"])
+def test_the_second_turn_made_with_other_padding(model, is_own):
+    chats = [Chat(1, 11, "a", 12, 13), Chat(1, 14)]
+    cache = None if is_own else DynamicCache(config=model.config)
+    output, answers = ask(model, batch(chats, at(4), padding=3), past_key_values=cache)
+    for chat, answer in zip(chats, answers):
+        chat.pieces += answer + [21]
+    expected = fresh(model, chats, at(4))
+    inputs = batch(chats, at(16), padding=3)
+    assert ask(model, inputs, num_visual_tokens=4, past_key_values=output.past_key_values)[1] == expected
+
+
+@pytest.mark.parametrize("m", [None, [4, 9, 3]], ids=str)
+def test_no_images_at_unequal_numbers(model, m):
+    """Directly beside each other, so that the placeholders do not tell."""
+    chats, counts = [Chat(1, "a", "b", 12), Chat(1, 31, "c", 12)], {"a": 4, "b": 9, "c": 3}
+    for cache in (None, DynamicCache(config=model.config)):
+        output, answers = ask(model, batch(chats, counts), past_key_values=cache)
+        longer = [Chat(*chat.pieces, *answer, 21) for chat, answer in zip(chats, answers)]
+        inputs = batch(longer, counts)
+        del inputs["pixel_values"], inputs["visual_token_counts"]
+        answers = ask(model, inputs, num_visual_tokens=m, past_key_values=output.past_key_values)[1]
+        assert answers == fresh(model, longer, counts)
+
+
+@pytest.mark.parametrize("change", ["reorder", "select", "repeat", "deepcopy", "crop"])
+@pytest.mark.parametrize("is_own", [True, False], ids=["returned", "DynamicCache"])
+def test_changed_caches(model, change, is_own):
+    chats = [Chat(1, 11, "a", 12, 13), Chat(1, 14), Chat(1, "b", 15, "c", 16)]
+    counts = {"a": 4, "b": 2, "c": 7}
+    cache = None if is_own else DynamicCache(config=model.config)
+    output, answers = ask(model, batch(chats, at(16), padding=2), num_visual_tokens=[4, 2, 7], past_key_values=cache)
+    for chat, answer in zip(chats, answers):
+        chat.pieces += answer + [21]
+    cache, order = output.past_key_values, [0, 1, 2]
+    if change == "reorder":
+        order = [2, 0, 1]
+        cache.reorder_cache(torch.tensor(order))
+    elif change == "select":
+        order = [2, 0]
+        cache.batch_select_indices(torch.tensor(order))
+    elif change == "repeat":
+        order = [0, 0, 1, 1, 2, 2]
+        cache.batch_repeat_interleave(2)
+    elif change == "deepcopy":
+        cache = copy.deepcopy(cache)
+    else:
+        cache.crop(-NEW)
+    chats = [chats[row] for row in order]
+    inputs = batch(chats, at(16), padding=1)
+    numbers = [counts[image] for chat in chats for image in chat.images]
+    if change == "deepcopy" and not is_own:
+        # Nothing leads from a copy of such a cache to what it holds.
+        with pytest.raises(ValueError, match="`past_key_values` was not filled by this model's `generate`"):
+            ask(model, inputs, num_visual_tokens=numbers, past_key_values=cache)
+        return
+    answers = ask(model, inputs, num_visual_tokens=numbers, past_key_values=cache)[1]
+    assert answers == fresh(model, chats, counts)
+
+
+def test_prompts_in_another_order_than_the_cache(model):
+    """An `MQTLlavaCache` finds the row of a prompt; nothing is computed twice but what differs."""
+    chats = [Chat(1, 11, "a", 12), Chat(1, "b", 13), Chat(1, 14)]
+    output, answers = ask(model, batch(chats, at(4)))
+    chats = [Chat(*chats[row].pieces, *answers[row], 21) for row in (2, 0, 0)]
+    lengths = []
+    model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    answers = ask(model, batch(chats, at(4)), past_key_values=output.past_key_values)[1]
+    assert lengths[0] == 2  # the last token of the answer and the question
+    assert answers == fresh(model, chats, at(4))
+
+
+@pytest.mark.parametrize("first, second", [(4, 16), (16, 4), (9, [2, 16]), ([3, 5], [5, 3])], ids=str)
+def test_another_number_of_visual_tokens(model, first, second):
+    """Visual tokens nest: those that both numbers have in common are kept."""
+    chats = [Chat(1, 11, "a", "b", 12, 13)]
+    cache = MQTLlavaCache(config=model.config)
+    answers = ask(model, batch(chats, at(16)), num_visual_tokens=first, past_key_values=cache)[1]
+    chats[0].pieces += answers[0] + [21]
+    lengths = []
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    answers = ask(model, batch(chats, at(16)), num_visual_tokens=second, past_key_values=cache)[1]
+    hook.remove()
+    before, now = (dict(zip("ab", m)) if isinstance(m, list) else at(m) for m in (first, second))
+    assert answers == fresh(model, chats, now)
+    assert lengths[0] == len(chats[0].ids(now)) - 2 - min(before["a"], now["a"])
+
+
+def test_another_image_is_not_the_one_in_the_cache(model):
+    chats, others = [Chat(1, 11, "a", 12, 13)], [Chat(1, 11, "b", 12, 13)]
+    for encode in (False, True):
+        cache = MQTLlavaCache(config=model.config)
+        for conversation in (chats, others):
+            inputs = batch(conversation, at(4))
+            if encode:
+                encoded = model.get_image_features(inputs.pop("pixel_values"))
+                inputs["mm_encoder_outputs"] = {"image": encoded}
+            assert ask(model, inputs, past_key_values=cache)[1] == fresh(model, conversation, at(4))
+
+
+def test_images_that_are_needed_and_not_passed(model):
+    chats = [Chat(1, 11, "a", 12, 13)]
+    output, answers = ask(model, batch(chats, at(4)))
+    chats[0].pieces += answers[0] + [21]
+    inputs = batch(chats, at(9))
+    del inputs["pixel_values"], inputs["visual_token_counts"]
+    with pytest.raises(ValueError, match=r"`past_key_values` holds images at \[4\] visual tokens, .* asks for \[9\]"):
+        ask(model, inputs, past_key_values=output.past_key_values)
+
+
+@pytest.mark.parametrize("kwargs", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 3}], ids=str)
+def test_beams_before_and_after(model, kwargs):
+    chats = [Chat(1, 11, "a", 12, 13), Chat(1, 14)]
+    cache = MQTLlavaCache(config=model.config)
+    answers = ask(model, batch(chats, at(16), padding=2), num_visual_tokens=4, past_key_values=cache, **kwargs)[1]
+    copies = kwargs.get("num_return_sequences", 1)
+    longer = [Chat(*chat.pieces, *answer, 21) for chat, answer in zip(chats, answers[::copies])]
+    longer[0].pieces += ["b", 22]
+    assert len(cache.layers[0].keys) == 6
+    expected = [ask(model, batch([chat], at(4)), **kwargs)[1] for chat in longer]
+    answers = ask(model, batch(longer, at(16)), num_visual_tokens=4, past_key_values=cache, **kwargs)[1]
+    assert answers == sum(expected, [])
+    assert ask(model, batch(longer, at(16)), num_visual_tokens=4, past_key_values=cache)[1] == fresh(
+        model, longer, at(4)
+    )
+
+
+def test_only_new_tokens_with_a_mask_that_shows_padding(model):
+    chats = [Chat(1, 11, "a", 12, 13), Chat(1, 14)]
+    output, _ = ask(model, batch(chats, at(4)))
+    length = output.past_key_values.get_seq_length()
+    new = torch.tensor([[21, 22], [23, 24]])
+    with pytest.raises(ValueError, match="`attention_mask` shows columns of `past_key_values` that hold padding"):
+        model.generate(
+            new, attention_mask=torch.ones(2, length + 2), past_key_values=output.past_key_values, max_new_tokens=1
+        )
+    with pytest.raises(ValueError, match=r"`attention_mask` is \(2, 5\).*cover the"):
+        model.generate(
+            new, attention_mask=torch.ones(2, 5), past_key_values=output.past_key_values, max_new_tokens=1
+        )
+
+
+@pytest.mark.parametrize("name", [*DECODERS, "mistral with windows", "dynamic"])
+def test_decoders(name):
+    if name == "mistral with windows":
+        text_config = decoder_config("mistral")
+        text_config.sliding_window = 8
+    elif name == "dynamic":
+        text_config = decoder_config("llama")
+        text_config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+        text_config.max_position_embeddings = 16
+    else:
+        text_config = decoder_config(name)
+    model = random_model(tiny_config(text_config=text_config))
+    chats, cache = [Chat(1, 11, "a", 12, 13), Chat(1, 14, 15)], MQTLlavaCache(config=text_config)
+    if name == "dynamic":  # the longest prompt of a batch decides
+        del chats[1]
+    for turn, m in enumerate((4, 4, 9, 2)):
+        answers = ask(model, batch(chats, at(16), padding=turn), num_visual_tokens=m, past_key_values=cache)[1]
+        assert answers == fresh(model, chats, at(m), use_cache=True)
+        for chat, answer in zip(chats, answers):
+            chat.pieces += answer[: NEW - turn % 2] + [20 + turn]
+    answers = ask(model, batch(chats[:1], at(2)), past_key_values=cache)[1]
+    assert answers == fresh(model, chats[:1], at(2))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_conversations(model, seed):
+    """Any number, padding, side, order and cropping in each of four turns."""
+    rng = random.Random(seed)
+    names = iter("abcdef")
+    chats = []
+    for row in range(rng.randint(1, 3)):
+        chats.append(Chat(1, 11 + row))
+        for _ in range(rng.randint(0, 2)):
+            chats[-1].pieces += [next(names)] + [31 + row] * rng.randint(0, 1)
+        chats[-1].pieces += [41 + row] * rng.randint(1, 3)
+    cache = MQTLlavaCache(config=model.config)
+    for turn in range(4):
+        made, asked = ({name: rng.randint(1, 16) for name in "abcdef"} for _ in range(2))
+        inputs = batch(chats, made, rng.randint(0, 3), rng.choice(["left", "right"]))
+        numbers = [asked[image] for chat in chats for image in chat.images]
+        if turn == 0 and numbers and rng.random() < 0.3:
+            output, answers = ask(
+                model, inputs, num_visual_tokens=AdaptiveBudget([2, 5], **STOP), past_key_values=cache
+            )
+            asked = at(2)
+        else:
+            _, answers = ask(model, inputs, num_visual_tokens=numbers or None, past_key_values=cache)
+        assert answers == fresh(model, chats, asked)
+        for chat, answer in zip(chats, answers):
+            chat.pieces += answer[: rng.randint(1, NEW)] + [50 + turn]
+        if rng.random() < 0.3:
+            cache.crop(-rng.randint(1, 5))
+        if rng.random() < 0.3:
+            order = rng.sample(range(len(chats)), rng.randint(1, len(chats)))
+            chats = [copy.deepcopy(chats[row]) for row in order]
+            cache.batch_select_indices(torch.tensor(order))
