@@ -193,7 +193,9 @@ def test_the_last_of_several_images_ends_its_prompt(tiny_model, levels):
     """Each of them has to be a visual token, and the cache that is returned that of the whole prompt."""
     rows = [[1, 11, "image", 12, 13, "image"], [1, 14, "image", 15], [1, "image", "image"]]
     inputs = {**build(rows, [16] * 5), "pixel_values": random_images(5)}
-    budget = AdaptiveBudget(levels, **ALWAYS_CLIMB) if len(levels) == 1 else dividing_budget(tiny_model, inputs, levels)
+    budget = (
+        AdaptiveBudget(levels, **ALWAYS_CLIMB) if len(levels) == 1 else dividing_budget(tiny_model, inputs, levels)
+    )
     output, plain, _ = compare(tiny_model, rows, inputs["pixel_values"], inputs, budget)
     assert output.past_key_values.get_seq_length() == plain.past_key_values.get_seq_length()
     for layer, expected in zip(output.past_key_values.layers, plain.past_key_values.layers):

@@ -245,9 +245,7 @@ def test_only_new_tokens_with_a_mask_that_shows_padding(model):
             new, attention_mask=torch.ones(2, length + 2), past_key_values=output.past_key_values, max_new_tokens=1
         )
     with pytest.raises(ValueError, match=r"`attention_mask` is \(2, 5\).*cover the"):
-        model.generate(
-            new, attention_mask=torch.ones(2, 5), past_key_values=output.past_key_values, max_new_tokens=1
-        )
+        model.generate(new, attention_mask=torch.ones(2, 5), past_key_values=output.past_key_values, max_new_tokens=1)
 
 
 @pytest.mark.parametrize("name", [*DECODERS, "mistral with windows", "dynamic"])

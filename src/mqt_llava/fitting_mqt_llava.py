@@ -33,6 +33,7 @@ from .prompt_mqt_llava import (
     infer_mask,
     is_padded_on_the_left,
     resize_prompt,
+    run_lengths,
     visual_tokens_per_image,
 )
 
@@ -253,7 +254,7 @@ class MQTLlavaPromptFitting:
                 "`past_key_values` was not filled by this model's `generate`, so it is not known which of its columns "
                 "hold padding. Pass an `MQTLlavaCache`, or new tokens alone with an `attention_mask` of all columns."
             )
-        cached_rows = prompt.placeholders[:, :past_length].sum(-1, keepdim=True).tolist()
+        cached_rows = [run_lengths(row) for row in prompt.placeholders[:, :past_length]]
         images = images_of_conversations(
             prompt.placeholders, prompt.images, cached_rows, prompt.placeholders.shape[1], prompt.counts
         )
@@ -261,7 +262,8 @@ class MQTLlavaPromptFitting:
         asked = numbers_asked_for(num_visual_tokens, images, self.config.max_visual_tokens)
         check_not_resized(made, num_visual_tokens, asked, "past_key_values")
         parts, passed = [], iter(range(len(prompt.images)))
-        for row, (num_cached,) in zip(images_per_row(prompt.placeholders, images), cached_rows):
+        for row, runs in zip(images_per_row(prompt.placeholders, images), cached_rows):
+            num_cached = sum(runs)
             for image in row:
                 index = next(passed) if image.is_passed else None
                 if 0 < num_cached < image.num_visual_tokens:

@@ -77,17 +77,7 @@ class MQTLlavaGenerationMixin(MQTLlavaPromptFitting):
             num_visual_tokens = num_visual_tokens.tolist()
 
         config, _ = self._prepare_generation_config(generation_config, **kwargs)
-        decoder = self.model.language_model
-        if (
-            self.training
-            and config.use_cache
-            and any(getattr(m, "gradient_checkpointing", 0) for m in decoder.modules())
-        ):
-            raise ValueError(
-                "The model is in training mode with gradient checkpointing, which drops the decoder's cache, so "
-                "`generate` would see the last token alone. Call `model.eval()` or "
-                "`model.gradient_checkpointing_disable()` first, or pass `use_cache=False`."
-            )
+        self.check_cache_is_used(config)
         prompt = self._read_prompt(inputs if inputs is not None else kwargs.pop("input_ids", None), config, kwargs)
         outcome = {}
         if isinstance(num_visual_tokens, AdaptiveBudget):

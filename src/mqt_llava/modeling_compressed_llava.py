@@ -11,7 +11,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
 
@@ -320,6 +327,20 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ge
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
+
+    def check_cache_is_used(self, generation_config: GenerationConfig) -> None:
+        """
+        Raises:
+            ValueError: `generate` relies on a cache, but in training the decoder's gradient checkpointing drops it.
+        """
+        decoder = self.model.language_model
+        is_checkpointed = any(getattr(layer, "gradient_checkpointing", False) for layer in decoder.modules())
+        if self.training and is_checkpointed and generation_config.use_cache:
+            raise ValueError(
+                "The model is in training mode with gradient checkpointing, which drops the decoder's cache, so "
+                "`generate` would see the last token alone. Call `model.eval()` or "
+                "`model.gradient_checkpointing_disable()` first, or pass `use_cache=False`."
+            )
 
     def add_head(
         self,

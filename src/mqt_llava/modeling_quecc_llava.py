@@ -6,12 +6,11 @@ The contract: an image is encoded for one question, and into a number of visual 
 decoder reads the question twice: alone, without gradients, for the compressor, and behind the visual tokens.
 """
 
-import copy
 import math
 
 import torch
 from torch import nn
-from transformers import GenerationMixin
+from transformers import GenerationConfig, GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -28,6 +27,7 @@ from .modeling_compressed_llava import (
     CompressedLlavaPreTrainedModel,
     encoded_images,
 )
+from .prompt_mqt_llava import is_padded_on_the_left, resize_prompt, restore_prompt
 from .resampler_quecc_llava import QueCCLlavaResampler
 
 
@@ -189,6 +189,7 @@ class QueCCLlavaForConditionalGeneration(
         """See [`QueCCLlavaModel.get_image_features`]."""
         return self.model.get_image_features(pixel_values, query_input_ids, query_attention_mask, **kwargs)
 
+    @torch.no_grad()
     def generate(self, inputs=None, generation_config=None, *args, num_visual_tokens: int | None = None, **kwargs):
         """
         As [`~GenerationMixin.generate`]. With a filled `past_key_values` and the images of the whole conversation, the
@@ -205,12 +206,41 @@ class QueCCLlavaForConditionalGeneration(
         if image_outputs is not None:
             if kwargs.get("pixel_values") is not None:
                 raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
-            # In an object of its own: beams and dropped images change it.
-            kwargs["mm_encoder_outputs"] = {"image": copy.copy(image_outputs)}
+            # In an object of its own: beams and dropped images change it, and an assistant copies it.
+            tokens = [tokens.detach() for tokens in image_outputs.pooler_output]
+            kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
         # An assistant model gets a copy of the main model's configuration, and images that it does not have yet.
-        if generation_config is None or not generation_config.is_assistant:
-            self._drop_cached_images(kwargs.get("input_ids") if inputs is None else inputs, kwargs)
-        return super().generate(inputs, generation_config, *args, **kwargs)
+        if generation_config is not None and generation_config.is_assistant:
+            return super().generate(inputs, generation_config, *args, **kwargs)
+        config, _ = self._prepare_generation_config(generation_config, **kwargs)
+        self.check_cache_is_used(config)
+        prompt = kwargs.get("input_ids") if inputs is None else inputs
+        self._drop_cached_images(prompt, kwargs)
+        fitted = self._pad_on_the_left(prompt, config, kwargs)
+        if fitted is prompt:
+            return super().generate(inputs, generation_config, *args, **kwargs)
+        kwargs.pop("input_ids", None)
+        outputs = super().generate(fitted, generation_config, *args, **kwargs)
+        if isinstance(outputs, torch.Tensor):
+            return restore_prompt(outputs, prompt, fitted.shape[1])
+        outputs.sequences = restore_prompt(outputs.sequences, prompt, fitted.shape[1])
+        return outputs
+
+    def _pad_on_the_left(self, prompt: torch.LongTensor | None, config: GenerationConfig, kwargs: dict):
+        """The prompt without padding behind a token, where answers would go on from it."""
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        is_filled = cache is not None and cache.get_seq_length() > 0
+        if prompt is None or mask is None or mask.shape != prompt.shape or is_filled or is_padded_on_the_left(mask):
+            return prompt
+        inputs = {"input_ids": prompt, "token_type_ids": kwargs.get("token_type_ids")}
+        inputs = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+        pad_values = {"input_ids": config.pad_token_id or 0, "token_type_ids": 0}
+        placeholders = torch.zeros_like(prompt, dtype=torch.bool)  # whose runs stay as long as they are
+        resized, kwargs["attention_mask"] = resize_prompt(inputs, placeholders, mask, [], [], pad_values)
+        kwargs.pop("position_ids", None)  # rebuilt from the attention mask
+        fitted = resized.pop("input_ids")
+        kwargs.update(resized)
+        return fitted
 
     def _drop_cached_images(self, prompt: torch.LongTensor | None, kwargs: dict) -> None:
         """Drops the images that are in the cache, where those of the whole conversation are passed."""

@@ -177,6 +177,12 @@ def images_per_row(placeholder_mask: torch.Tensor, images: list[ShownImage]) -> 
     return rows
 
 
+def run_lengths(placeholder_mask: torch.Tensor) -> list[int]:
+    """How long the unbroken runs of placeholders of one prompt are, `(length,)`."""
+    is_run, lengths = placeholder_mask.unique_consecutive(return_counts=True)
+    return lengths[is_run].tolist()
+
+
 def infer_mask(ids: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
     """
     The attention mask of prompts that have none, `(batch, length)`: as in transformers, pad tokens are padding where
