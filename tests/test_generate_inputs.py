@@ -163,6 +163,8 @@ class TestPaddingOnTheRight:
         rows = [[[21, 22], [23]], [[24]], []]
         left, right = (model.generate(**random_quecc_inputs(*rows, side=side), **NEW) for side in ("left", "right"))
         assert torch.equal(left[:, -5:], right[:, -5:]) and not caplog.records
+        with pytest.raises(ValueError, match="`attention_mask` has padding behind tokens. Pad on the left"):
+            model.generate(**random_quecc_inputs(*rows, side="right"), return_dict_in_generate=True, **NEW)
 
     @pytest.mark.parametrize("side", ["left", "right"])
     def test_without_a_mask(self, tiny_model, side):

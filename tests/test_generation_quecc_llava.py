@@ -172,6 +172,16 @@ class TestConversationFromACache:
         assert torch.equal(self.go_on(model, given, ids, past_key_values=cache), expected)
         assert len(encoded["mm_encoder_outputs"]["image"].pooler_output) == 3
 
+    def test_a_further_image_with_beams(self, model, first):
+        inputs, cache, ids = first
+        new = random_quecc_inputs([WHAT])
+        ids = torch.cat([ids, new["input_ids"]], dim=1)
+        every = {"pixel_values": torch.cat([inputs["pixel_values"], new["pixel_values"]])}
+        every["query_input_ids"], every["query_attention_mask"] = pad([[1, *WHERE], [1, *HOW], [1, *WHAT]])
+        expected = self.go_on(model, every, ids, num_beams=2)
+        cache.batch_repeat_interleave(2)
+        assert torch.equal(self.go_on(model, every, ids, past_key_values=cache, num_beams=2), expected)
+
     def test_a_batch(self, model):
         """Prompts of several lengths, in which the second turn shows a further image or none."""
         first = random_quecc_inputs([WHAT, HOW], [], [WHERE])

@@ -148,16 +148,3 @@ def lay_out(
     rest_seen = torch.arange(width, device=ids.device) >= width - lengths
     ids = torch.cat([nn.functional.pad(ids, unknown, value=pad_token_id), rest_ids], dim=1)
     return ids, torch.cat([nn.functional.pad(seen, unknown), rest_seen], dim=1)
-
-
-def hide_placeholders(ids: torch.Tensor, num_columns: int, image_token_id: int) -> torch.Tensor:
-    """
-    Prompts without placeholders in the columns that a cache holds. transformers counts the placeholders of whole
-    prompts when it copies images for beams and further sequences, but is only given the new images.
-    """
-    ids = ids.clone()
-    for row in ids:
-        text, cached = row[row != image_token_id], row[:num_columns]
-        if len(text):  # a token that the prompt has anyhow, for processors of logits that look which ones it has
-            cached[cached == image_token_id] = text[-1]
-    return ids

@@ -20,7 +20,6 @@ from .cache_mqt_llava import (
 from .configuration_mqt_llava import check_num_visual_tokens
 from .continuation_mqt_llava import (
     find_rows,
-    hide_placeholders,
     images_of_conversations,
     lay_out,
     numbers_asked_for,
@@ -29,9 +28,11 @@ from .continuation_mqt_llava import (
 from .modeling_compressed_llava import encoded_images
 from .prompt_mqt_llava import (
     ShownImage,
+    hide_placeholders,
     images_per_row,
     infer_mask,
     is_padded_on_the_left,
+    num_copies,
     resize_prompt,
     run_lengths,
     visual_tokens_per_image,
@@ -122,11 +123,6 @@ def raise_other_prompt(cached: list[list[ShownImage]], asked: list[list[ShownIma
         f"`past_key_values` holds images at {cached} visual tokens, but the prompt now asks for {asked}; or it holds "
         "other text or images. Continue with the same, pass all images and an `MQTLlavaCache`, or no cache."
     )
-
-
-def num_copies(config: GenerationConfig) -> int:
-    """How often transformers' `generate` repeats each prompt."""
-    return max(config.num_beams or 1, config.num_return_sequences or 1)
 
 
 class MQTLlavaPromptFitting:

@@ -10,9 +10,9 @@ from transformers.utils import ModelOutput, is_numpy_array
 from .adaptive_mqt_llava import AdaptiveBudget, read_budget
 from .cache_mqt_llava import CachedPrompts, MQTLlavaCache, remember_prompts
 from .climb_mqt_llava import can_reuse, climb, merge_states, split_prompts
-from .fitting_mqt_llava import FittedPrompt, MQTLlavaPromptFitting, Prompt, cut_visual_tokens, num_copies
+from .fitting_mqt_llava import FittedPrompt, MQTLlavaPromptFitting, Prompt, cut_visual_tokens
 from .modeling_compressed_llava import encoded_images
-from .prompt_mqt_llava import images_per_row, restore_prompt, visual_tokens_per_image
+from .prompt_mqt_llava import images_per_row, num_copies, restore_prompt, visual_tokens_per_image
 
 
 class MQTLlavaGenerationMixin(MQTLlavaPromptFitting):

@@ -27,7 +27,7 @@ from .modeling_compressed_llava import (
     CompressedLlavaPreTrainedModel,
     encoded_images,
 )
-from .prompt_mqt_llava import is_padded_on_the_left, resize_prompt, restore_prompt
+from .prompt_mqt_llava import hide_placeholders, is_padded_on_the_left, num_copies, resize_prompt, restore_prompt
 from .resampler_quecc_llava import QueCCLlavaResampler
 
 
@@ -216,7 +216,7 @@ class QueCCLlavaForConditionalGeneration(
         self.check_cache_is_used(config)
         prompt = kwargs.get("input_ids") if inputs is None else inputs
         self._drop_cached_images(prompt, kwargs)
-        fitted = self._pad_on_the_left(prompt, config, kwargs)
+        fitted = self._fit_prompt(prompt, config, kwargs)
         if fitted is prompt:
             return super().generate(inputs, generation_config, *args, **kwargs)
         kwargs.pop("input_ids", None)
@@ -226,12 +226,21 @@ class QueCCLlavaForConditionalGeneration(
         outputs.sequences = restore_prompt(outputs.sequences, prompt, fitted.shape[1])
         return outputs
 
-    def _pad_on_the_left(self, prompt: torch.LongTensor | None, config: GenerationConfig, kwargs: dict):
-        """The prompt without padding behind a token, where answers would go on from it."""
+    def _fit_prompt(self, prompt: torch.LongTensor | None, config: GenerationConfig, kwargs: dict):
+        """The prompt padded on the left, for answers would go on from padding behind it."""
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-        is_filled = cache is not None and cache.get_seq_length() > 0
-        if prompt is None or mask is None or mask.shape != prompt.shape or is_filled or is_padded_on_the_left(mask):
+        if prompt is None or (mask is not None and mask.shape != prompt.shape):
             return prompt
+        if past_length := 0 if cache is None else cache.get_seq_length():
+            is_copied = num_copies(config) > 1
+            return hide_placeholders(prompt, past_length, self.config.image_token_id) if is_copied else prompt
+        if mask is None or is_padded_on_the_left(mask):
+            return prompt
+        if cache is not None or config.return_dict_in_generate:
+            raise ValueError(
+                "`attention_mask` has padding behind tokens. Pad on the left (`padding_side='left'`), else the "
+                "columns of the cache would not be those of the prompt."
+            )
         inputs = {"input_ids": prompt, "token_type_ids": kwargs.get("token_type_ids")}
         inputs = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         pad_values = {"input_ids": config.pad_token_id or 0, "token_type_ids": 0}

@@ -199,3 +199,21 @@ def is_padded_on_the_left(attention_mask: torch.Tensor) -> bool:
     """Whether no padding stands behind a token."""
     is_token = attention_mask.ne(0)
     return bool((is_token == is_token.cummax(-1).values).all())
+
+
+def num_copies(config: GenerationConfig) -> int:
+    """How often transformers' `generate` repeats each prompt."""
+    return max(config.num_beams or 1, config.num_return_sequences or 1)
+
+
+def hide_placeholders(ids: torch.Tensor, num_columns: int, image_token_id: int) -> torch.Tensor:
+    """
+    Prompts without placeholders in the columns that a cache holds. transformers counts the placeholders of whole
+    prompts when it copies images for beams and further sequences, but is only given the new images.
+    """
+    ids = ids.clone()
+    for row in ids:
+        text, cached = row[row != image_token_id], row[:num_columns]
+        if len(text):  # a token that the prompt has anyhow, for processors of logits that look which ones it has
+            cached[cached == image_token_id] = text[-1]
+    return ids
