@@ -216,6 +216,21 @@ def test_images_that_are_needed_and_not_passed(model):
     del inputs["pixel_values"], inputs["visual_token_counts"]
     with pytest.raises(ValueError, match=r"`past_key_values` holds images at \[4\] visual tokens, .* asks for \[9\]"):
         ask(model, inputs, past_key_values=output.past_key_values)
+    # Nothing is lost.
+    inputs = batch(chats, at(4))
+    del inputs["pixel_values"], inputs["visual_token_counts"]
+    assert ask(model, inputs, past_key_values=output.past_key_values)[1] == fresh(model, chats, at(4))
+
+
+def test_with_an_assistant(model):
+    """It has a cache of its own, so that all is read again."""
+    chats, cache = [Chat(1, 11, "a", 12, 13)], MQTLlavaCache(config=model.config)
+    for m in (None, 9):
+        model.generation_config.num_visual_tokens = m
+        inputs = batch(chats, at(4))
+        answers = ask(model, inputs, past_key_values=cache, assistant_model=model)[1]
+        assert answers == fresh(model, chats, at(m or 4))
+        chats[0].pieces += answers[0] + [21, "b", 22]
 
 
 @pytest.mark.parametrize("kwargs", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 3}], ids=str)

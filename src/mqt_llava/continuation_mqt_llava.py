@@ -6,6 +6,8 @@ What a prompt shares with a row of the cache is found by its tokens and images, 
 matter how the prompt of either turn was padded or re-sized.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -14,18 +16,51 @@ from .configuration_mqt_llava import check_num_visual_tokens
 from .prompt_mqt_llava import ShownImage, visual_tokens_per_image
 
 
-def find_rows(
+@dataclass
+class Match:
+    """
+    What a batch of prompts shares with a cache.
+
+    Args:
+        rows: The row of the cache that each prompt goes on from.
+        prompts: What these rows hold.
+        shared: How many tokens each prompt shares with its row, from the first on.
+        kept: How many of them need not be computed again: all but a prompt's last token at most.
+    """
+
+    rows: list[int]
+    prompts: CachedPrompts
+    shared: list[int]
+    kept: list[int]
+
+    @property
+    def seen(self) -> torch.Tensor:
+        """Which columns hold the tokens that each prompt keeps, bool `(batch, columns)`."""
+        mask = self.prompts.mask
+        return mask & (mask.cumsum(-1) <= torch.tensor(self.kept, device=mask.device)[:, None])
+
+    @property
+    def num_columns(self) -> int:
+        """How many columns there are up to the last that any prompt keeps."""
+        used = self.seen.any(0).nonzero()
+        return int(used[-1]) + 1 if len(used) else 0
+
+    @property
+    def has_all_prompts(self) -> bool:
+        """Whether the prompts begin with those that the cache was filled with, answers aside."""
+        cached = self.prompts.mask[:, : self.prompts.prompt_length].sum(-1).tolist()
+        return all(length >= needed for length, needed in zip(self.shared, cached))
+
+
+def match_prompts(
     prompts: CachedPrompts, ids: list[torch.Tensor], images: list[list[ShownImage]], image_token_id: int
-) -> tuple[list[int], list[int]]:
+) -> Match:
     """
     Finds the row of a cache that shares most with each prompt; of equals, the one where it is expected.
 
     Args:
         ids: The prompts without padding, `(length,)` each.
         images: The images of each prompt; where a list is empty, its tokens alone are compared.
-
-    Returns:
-        The row of each prompt, and how many tokens it shares with it.
     """
     rows, shared, num_rows = [], [], len(prompts.ids)
     for index, (tokens, shown) in enumerate(zip(ids, images)):
@@ -36,7 +71,30 @@ def find_rows(
                 lengths[row] = prompts.shared_length(row, tokens, shown, image_token_id)
         rows.append(max(lengths, key=lengths.get))
         shared.append(lengths[rows[-1]])
-    return rows, shared
+    kept = [max(0, min(length, len(tokens) - 1)) for length, tokens in zip(shared, ids)]
+    return Match(rows, prompts.select(torch.tensor(rows)), shared, kept)
+
+
+def unread_parts(
+    ids: list[torch.Tensor], images: list[list[ShownImage]], kept: list[int], image_token_id: int
+) -> list[tuple[int | None, int, int]]:
+    """
+    What is left of the images behind the tokens that are kept.
+
+    Returns:
+        For each such image its place among those that are passed, or None; its first visual token that is not kept,
+        and the one behind its last.
+    """
+    parts, num_passed = [], 0
+    for tokens, row, num_kept in zip(ids, images, kept):
+        places = (tokens == image_token_id).nonzero().squeeze(-1).tolist()
+        for image in row:
+            start, places = places[0], places[image.num_visual_tokens :]
+            if start + image.num_visual_tokens > num_kept:
+                index = num_passed if image.is_passed else None
+                parts.append((index, max(0, num_kept - start), image.num_visual_tokens))
+            num_passed += image.is_passed
+    return parts
 
 
 def images_of_conversations(
@@ -120,12 +178,6 @@ def numbers_asked_for(num_visual_tokens, images: list[ShownImage], max_visual_to
         return check_num_visual_tokens(num_visual_tokens, max_visual_tokens, len(images))
     asked = iter(check_num_visual_tokens(num_visual_tokens, max_visual_tokens, num_passed))
     return [next(asked) if image.is_passed else image.num_visual_tokens for image in images]
-
-
-def seen_columns(prompts: CachedPrompts, kept: list[int]) -> torch.Tensor:
-    """Which columns of a cache hold the tokens that each prompt keeps, bool `(rows, columns)`."""
-    limits = torch.tensor(kept, device=prompts.mask.device)[:, None]
-    return prompts.mask & (prompts.mask.cumsum(-1) <= limits)
 
 
 def lay_out(

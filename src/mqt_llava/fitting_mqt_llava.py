@@ -10,21 +10,9 @@ from transformers import Cache, GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, is_numpy_array
 
-from .cache_mqt_llava import (
-    CachedPrompts,
-    MQTLlavaCache,
-    has_plain_cache,
-    keys_follow_length,
-    recall_prompts,
-)
+from .cache_mqt_llava import CachedPrompts, MQTLlavaCache, has_plain_cache, keys_follow_length, recall_prompts
 from .configuration_mqt_llava import check_num_visual_tokens
-from .continuation_mqt_llava import (
-    find_rows,
-    images_of_conversations,
-    lay_out,
-    numbers_asked_for,
-    seen_columns,
-)
+from .continuation_mqt_llava import images_of_conversations, lay_out, match_prompts, numbers_asked_for, unread_parts
 from .modeling_compressed_llava import encoded_images
 from .prompt_mqt_llava import (
     ShownImage,
@@ -280,11 +268,11 @@ class MQTLlavaPromptFitting:
         """With a cache that is known: keeps of it what the prompts share with it."""
         cache, image_token_id = kwargs["past_key_values"], self.config.image_token_id
         raw_ids = [row[mask.ne(0)] for row, mask in zip(prompt.ids, prompt.mask)]
-        rows, _ = find_rows(known, raw_ids, [[]] * len(raw_ids), image_token_id)
+        cached_images = match_prompts(known, raw_ids, [[]] * len(raw_ids), image_token_id).prompts.images
         images = images_of_conversations(
             prompt.placeholders,
             prompt.images,
-            [[image.num_visual_tokens for image in known.images[row]] for row in rows],
+            [[image.num_visual_tokens for image in row] for row in cached_images],
             self.config.max_visual_tokens,
             prompt.counts,
         )
@@ -294,50 +282,41 @@ class MQTLlavaPromptFitting:
         mask = kwargs["attention_mask"].ne(0)
         ids = [row[is_token] for row, is_token in zip(resized, mask)]
         image_rows = images_per_row(resized == image_token_id, [image.at(n) for image, n in zip(images, asked)])
-        rows, shared = find_rows(known, ids, image_rows, image_token_id)
-        kept = [max(0, min(length, len(tokens) - 1)) for length, tokens in zip(shared, ids)]
-        selected = known.select(torch.tensor(rows))
-        seen = seen_columns(selected, kept)
-        used = seen.any(0).nonzero()
-        num_columns, past_length = int(used[-1]) + 1 if len(used) else 0, cache.get_seq_length()
 
-        rests = [tokens[n:] for tokens, n in zip(ids, kept)]
-        pad_token_id, is_ours = self._pad_token_id(config), isinstance(cache, MQTLlavaCache)
-        if not is_ours:
-            # Its rows cannot be told apart or cut, only looked past.
-            prompt_tokens = selected.mask[:, : selected.prompt_length].sum(-1).tolist()
-            if any(length < needed for length, needed in zip(shared, prompt_tokens)):
-                raise_other_prompt(selected.images, image_rows)
+        match = match_prompts(known, ids, image_rows, image_token_id)
+        num_columns, past_length, is_own = match.num_columns, cache.get_seq_length(), isinstance(cache, MQTLlavaCache)
+        if not is_own:  # its rows cannot be told apart or cut, only looked past
+            if not match.has_all_prompts:
+                raise_other_prompt(match.prompts.images, image_rows)
             num_columns = past_length
-        known_columns = (selected.ids[:, :num_columns], seen[:, :num_columns])
-        fitted_ids, fitted_mask = lay_out(*known_columns, rests, num_columns, pad_token_id)
-        copies = [row for row in rows for _ in range(num_copies(config))]
-        is_whole = num_columns == past_length and is_padded_on_the_left(fitted_mask)
+        kept, rests = match.kept, [tokens[n:] for tokens, n in zip(ids, match.kept)]
+        columns = match.prompts.ids[:, :num_columns], match.seen[:, :num_columns]
+        fitted_ids, fitted_mask = lay_out(*columns, rests, num_columns, self._pad_token_id(config))
+        rows = [row for row in match.rows for _ in range(num_copies(config))]
+        is_same_batch = rows == list(range(len(known.ids)))
         decoder_config = self.config.get_text_config(decoder=True)
-        if is_ours:
-            is_whole = is_whole and copies == list(range(len(known.ids))) and not keys_follow_length(decoder_config)
-        if not (is_whole or has_plain_cache(decoder_config)):
-            if not is_ours:
-                raise_other_prompt(selected.images, image_rows)
+        # What a sliding window or a recurrent layer has read can only be gone on from as a whole. And an assistant has
+        # a cache of its own, for which it needs all images.
+        goes_on = kwargs.get("assistant_model") is None and (
+            has_plain_cache(decoder_config)
+            or (num_columns == past_length and is_padded_on_the_left(fitted_mask))
+            and (not is_own or is_same_batch and not keys_follow_length(decoder_config))
+        )
+        if not goes_on and not is_own:
+            raise_other_prompt(match.prompts.images, image_rows)
+        if not goes_on:
+            kept, num_columns, fitted_ids, fitted_mask = [0] * len(ids), 0, resized, mask
+        parts = unread_parts(ids, image_rows, kept, image_token_id)
+        if any(index is None for index, *_ in parts):
+            raise_other_prompt(match.prompts.images, image_rows)
+        if not goes_on:
             cache.empty(decoder_config)
-            kept, num_columns, (fitted_ids, fitted_mask) = [0] * len(ids), 0, (resized, mask)
-        elif is_ours:
-            if copies != list(range(len(known.ids))):
-                cache.batch_select_indices(torch.tensor(copies, device=resized.device))
+        elif is_own:
+            if not is_same_batch:
+                cache.batch_select_indices(torch.tensor(rows, device=resized.device))
             if num_columns < past_length:
                 cache.crop(num_columns - past_length)
 
-        parts, passed = [], iter(range(len(prompt.images)))
-        made_images = iter(images)
-        for tokens, row, num_kept in zip(ids, image_rows, kept):
-            places = (tokens == image_token_id).nonzero().squeeze(-1).tolist()
-            for image in row:
-                index = next(passed) if next(made_images).is_passed else None
-                start, places = places[0], places[image.num_visual_tokens :]
-                if start + image.num_visual_tokens > num_kept:
-                    parts.append((index, max(0, num_kept - start), image.num_visual_tokens))
-        if any(index is None for index, *_ in parts):
-            raise_other_prompt(selected.images, image_rows)
         self._pass_images(parts, kwargs)
         for name in TOKEN_TYPES:
             if kwargs.get(name) is not None:
