@@ -37,12 +37,12 @@ class Conversation:
     """
 
     def __init__(self, model, processor, image, num_visual_tokens: int):
-        from mqt_llava import MQTLlavaCache
+        from mqt_llava import VisualTokenCache
 
         self.model, self.processor, self.num_visual_tokens = model, processor, num_visual_tokens
         self.messages = [{"role": "user", "content": [{"type": "image", "image": image}]}]
         self.encoded = None
-        self.cache = MQTLlavaCache(config=model.config.get_text_config(decoder=True))
+        self.cache = VisualTokenCache(config=model.config.get_text_config(decoder=True))
 
     def ask(self, question: str, max_new_tokens: int = 80) -> str:
         if len(self.messages) > 1:

@@ -1,5 +1,7 @@
 """What `generate` may be passed: images encoded in any form, numbers of other types, padding on the right, caches."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -163,8 +165,6 @@ class TestPaddingOnTheRight:
         rows = [[[21, 22], [23]], [[24]], []]
         left, right = (model.generate(**random_quecc_inputs(*rows, side=side), **NEW) for side in ("left", "right"))
         assert torch.equal(left[:, -5:], right[:, -5:]) and not caplog.records
-        with pytest.raises(ValueError, match="`attention_mask` has padding behind tokens. Pad on the left"):
-            model.generate(**random_quecc_inputs(*rows, side="right"), return_dict_in_generate=True, **NEW)
 
     @pytest.mark.parametrize("side", ["left", "right"])
     def test_without_a_mask(self, tiny_model, side):
@@ -195,12 +195,12 @@ def test_a_cache_that_was_filled_elsewhere_and_padding(tiny_model):
         cache = tiny_model(**inputs, position_ids=positions).past_key_values
     ids = torch.cat([inputs["input_ids"], torch.tensor([[21], [22]])], dim=1)
     mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
-    with pytest.raises(ValueError, match="`past_key_values` was not filled by this model's `generate`"):
-        tiny_model.generate(ids, attention_mask=mask, past_key_values=cache, **NEW)
     kwargs = {name: inputs[name] for name in ("pixel_values", "visual_token_counts")}
     expected = tiny_model.generate(ids, attention_mask=mask, **kwargs, **NEW)
-    output = tiny_model.generate(ids[:, -1:], attention_mask=mask, past_key_values=cache, **NEW)
-    assert torch.equal(output[:, -5:], expected[:, -5:])
+    for tokens in (ids, ids[:, -1:]):
+        used = copy.deepcopy(cache)
+        output = tiny_model.generate(tokens, attention_mask=mask, past_key_values=used, **NEW)
+        assert torch.equal(output[:, -5:], expected[:, -5:])
 
 
 def test_a_cache_that_was_filled_elsewhere():

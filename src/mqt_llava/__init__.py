@@ -6,7 +6,7 @@ from importlib.metadata import version
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from .adaptive_mqt_llava import AdaptiveBudget
-from .cache_mqt_llava import MQTLlavaCache
+from .cache_compressed_llava import VisualTokenCache
 from .configuration_mqt_llava import MQTLlavaConfig
 from .configuration_quecc_llava import QueCCLlavaConfig
 from .modeling_mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaModel, MQTLlavaPreTrainedModel
@@ -28,7 +28,7 @@ __version__ = version("mqt_llava")
 
 __all__ = [
     "AdaptiveBudget",
-    "MQTLlavaCache",
+    "VisualTokenCache",
     "MQTLlavaConfig",
     "MQTLlavaForConditionalGeneration",
     "MQTLlavaModel",

@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .adaptive_mqt_llava import AdaptiveBudget
-from .cache_mqt_llava import has_plain_cache
+from .cache_compressed_llava import has_plain_cache
 
 
 @dataclass

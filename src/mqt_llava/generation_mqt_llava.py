@@ -2,21 +2,28 @@
 """`generate` at any number of visual tokens, with images encoded once and conversations continued from a cache."""
 
 import torch
-from transformers import DynamicCache, GenerationConfig
+from transformers import GenerationConfig
 from transformers.generation import GenerationMode
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, is_numpy_array
+from transformers.utils import is_numpy_array
 
 from .adaptive_mqt_llava import AdaptiveBudget, read_budget
-from .cache_mqt_llava import CachedPrompts, MQTLlavaCache, remember_prompts
+from .cache_compressed_llava import CachedPrompts, VisualTokenCache
 from .climb_mqt_llava import can_reuse, climb, merge_states, split_prompts
-from .fitting_mqt_llava import FittedPrompt, MQTLlavaPromptFitting, Prompt, cut_visual_tokens
+from .fitting_compressed_llava import FittedPrompt, Prompt, PromptFitting, cut_visual_tokens
 from .modeling_compressed_llava import encoded_images
-from .prompt_mqt_llava import images_per_row, num_copies, restore_prompt, visual_tokens_per_image
+from .prompt_mqt_llava import images_per_row, num_copies, visual_tokens_per_image
 
 
-class MQTLlavaGenerationMixin(MQTLlavaPromptFitting):
+class MQTLlavaGenerationMixin(PromptFitting):
     """`generate` with a number of visual tokens of its own."""
+
+    @property
+    def most_visual_tokens(self) -> int:
+        return self.config.max_visual_tokens
+
+    def images_at(self, images: dict[str, torch.Tensor], counts: list[int]) -> dict[str, torch.Tensor]:
+        return {**images, "visual_token_counts": torch.tensor(counts)}
 
     @torch.no_grad()
     def generate(
@@ -36,7 +43,7 @@ class MQTLlavaGenerationMixin(MQTLlavaPromptFitting):
         prompt.
 
         A filled `past_key_values` and the whole conversation give the answer of a call without the cache. An
-        [`MQTLlavaCache`], which is what is returned, keeps what the prompts share with it, at any number of visual
+        [`VisualTokenCache`], which is what is returned, keeps what the prompts share with it, at any number of visual
         tokens. A cache of another class must hold the beginning of these very prompts, at these numbers.
 
         With an adaptive budget, what comes out is what the level that was chosen gives. Going up a level goes on from
@@ -76,28 +83,12 @@ class MQTLlavaGenerationMixin(MQTLlavaPromptFitting):
         if isinstance(num_visual_tokens, torch.Tensor) or is_numpy_array(num_visual_tokens):
             num_visual_tokens = num_visual_tokens.tolist()
 
-        config, _ = self._prepare_generation_config(generation_config, **kwargs)
-        self.check_cache_is_used(config)
-        prompt = self._read_prompt(inputs if inputs is not None else kwargs.pop("input_ids", None), config, kwargs)
-        outcome = {}
-        if isinstance(num_visual_tokens, AdaptiveBudget):
-            fitted, outcome = self._climb(prompt, config, num_visual_tokens, kwargs)
-        else:
-            fitted = self._fit_prompt(prompt, config, num_visual_tokens, kwargs)
-        if inputs is not None:
-            inputs = fitted.ids
-        elif fitted.ids is not None:
-            kwargs["input_ids"] = fitted.ids
-        outputs = super().generate(inputs, generation_config, *args, **kwargs)
-        return self._finish(outputs, prompt.ids, fitted, config, kwargs.get("past_key_values"), outcome)
+        def fit(prompt: Prompt, config: GenerationConfig, kwargs: dict) -> tuple[FittedPrompt, dict]:
+            if isinstance(num_visual_tokens, AdaptiveBudget):
+                return self._climb(prompt, config, num_visual_tokens, kwargs)
+            return self._fit_prompt(prompt, config, num_visual_tokens, kwargs), {}
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
-        """As transformers does it; but a [`DynamicCache`] of its making is one that knows its prompts."""
-        is_passed = model_kwargs.get("past_key_values") is not None
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        made = model_kwargs.get("past_key_values")
-        if not is_passed and type(made) is DynamicCache:
-            model_kwargs["past_key_values"] = MQTLlavaCache.from_dynamic(made)
+        return self.generate_fitted(fit, inputs, generation_config, args, kwargs)
 
     def _climb(self, prompt: Prompt, config, budget: AdaptiveBudget, kwargs: dict) -> tuple[FittedPrompt, dict]:
         """
@@ -142,7 +133,7 @@ class MQTLlavaGenerationMixin(MQTLlavaPromptFitting):
         # A cache of another kind is filled from the start, and so is any where tokens are guessed ahead, by an
         # assistant model or from the prompt.
         is_plain = config.use_cache and config.cache_implementation in (None, "dynamic")
-        is_plain = is_plain and (cache is None or isinstance(cache, MQTLlavaCache))
+        is_plain = is_plain and (cache is None or isinstance(cache, VisualTokenCache))
         is_assisted = config.get_generation_mode(kwargs.get("assistant_model")) == GenerationMode.ASSISTED_GENERATION
         reuse = is_plain and not is_assisted and can_reuse(self, prompts)
         copies = num_copies(config)
@@ -155,7 +146,7 @@ class MQTLlavaGenerationMixin(MQTLlavaPromptFitting):
         )
         cached = CachedPrompts(ids, kwargs["attention_mask"].ne(0), rows, ids.shape[1])
         if reuse:
-            cache = MQTLlavaCache(config=decoder_config) if cache is None else cache
+            cache = VisualTokenCache(config=decoder_config) if cache is None else cache
             merge_states(prompts, cache)
             cache.batch_repeat_interleave(copies)
             kwargs["past_key_values"] = cache
@@ -176,26 +167,3 @@ class MQTLlavaGenerationMixin(MQTLlavaPromptFitting):
             "visual_token_confidence": confidence,
             "visual_tokens_processed": torch.tensor([entry.num_processed for entry in prompts], device=ids.device),
         }
-
-    def _finish(self, outputs, prompt: torch.Tensor | None, fitted: FittedPrompt, config, cache, outcome: dict):
-        """What `generate` returns, beginning with the caller's own prompt; and notes what the cache holds now."""
-        is_dict = isinstance(outputs, ModelOutput)
-        sequences = outputs.sequences if is_dict else outputs
-        cache = outputs.get("past_key_values") if is_dict else cache
-        if cache is not None:
-            cached = fitted.cached
-            if cached is not None:
-                cached = cached.select(torch.arange(len(cached.ids)).repeat_interleave(num_copies(config)))
-                if (config.num_beams or 1) == 1:  # the rows of a beam search are not those of the sequences it returns
-                    cached = cached.extended(sequences[:, fitted.ids.shape[1] :])
-                cached = cached.first(cache.get_seq_length())
-            remember_prompts(cache, cached)
-        if prompt is None or fitted.cached is None:
-            return outputs
-        sequences = restore_prompt(sequences, prompt, fitted.ids.shape[1])
-        if not is_dict:
-            return sequences
-        outputs.sequences = sequences
-        for name, value in outcome.items():
-            outputs[name] = value
-        return outputs

@@ -18,7 +18,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mqt_llava import MQTLlavaConfig, check_num_visual_tokens
-from .fitting_mqt_llava import cut_visual_tokens
+from .fitting_compressed_llava import cut_visual_tokens
 from .generation_mqt_llava import MQTLlavaGenerationMixin
 from .modeling_compressed_llava import (
     CompressedLlavaCausalLMOutputWithPast,

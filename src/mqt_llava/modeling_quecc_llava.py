@@ -7,10 +7,11 @@ decoder reads the question twice: alone, without gradients, for the compressor, 
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -19,6 +20,7 @@ from transformers.utils import TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_quecc_llava import QueCCLlavaConfig, check_fixed_number
+from .fitting_compressed_llava import FittedPrompt, Prompt, PromptFitting
 from .modeling_compressed_llava import (
     CompressedLlavaCausalLMOutputWithPast,
     CompressedLlavaForConditionalGeneration,
@@ -27,7 +29,7 @@ from .modeling_compressed_llava import (
     CompressedLlavaPreTrainedModel,
     encoded_images,
 )
-from .prompt_mqt_llava import hide_placeholders, is_padded_on_the_left, num_copies, resize_prompt, restore_prompt
+from .prompt_mqt_llava import ShownImage
 from .resampler_quecc_llava import QueCCLlavaResampler
 
 
@@ -173,11 +175,12 @@ class QueCCLlavaModel(QueCCLlavaPreTrainedModel, CompressedLlavaModel):
 
 
 class QueCCLlavaForConditionalGeneration(
-    QueCCLlavaPreTrainedModel, CompressedLlavaForConditionalGeneration, GenerationMixin
+    PromptFitting, QueCCLlavaPreTrainedModel, CompressedLlavaForConditionalGeneration
 ):
     """QueCC-LLaVA with its language model head: answers questions about images that were encoded for them."""
 
     model_class = QueCCLlavaModel
+    image_inputs = ("pixel_values", "query_input_ids", "query_attention_mask")
 
     def get_image_features(
         self,
@@ -192,8 +195,9 @@ class QueCCLlavaForConditionalGeneration(
     @torch.no_grad()
     def generate(self, inputs=None, generation_config=None, *args, num_visual_tokens: int | None = None, **kwargs):
         """
-        As [`~GenerationMixin.generate`]. With a filled `past_key_values` and the images of the whole conversation, the
-        images that the cache holds stay as they were encoded, for the questions that they were shown with.
+        As [`~GenerationMixin.generate`], and conversations as with [`MQTLlavaForConditionalGeneration`]: a filled
+        `past_key_values` and the whole conversation give the answer of a call without the cache. Rows may be padded
+        on either side.
 
         Raises:
             ValueError: `num_visual_tokens` is another number than the model's.
@@ -202,82 +206,33 @@ class QueCCLlavaForConditionalGeneration(
             if num_visual_tokens is None:
                 num_visual_tokens = getattr(config, "num_visual_tokens", None)
         check_fixed_number(num_visual_tokens, self.config.num_visual_tokens)
-        image_outputs = encoded_images(kwargs.pop("mm_encoder_outputs", None))
-        if image_outputs is not None:
-            if kwargs.get("pixel_values") is not None:
-                raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
-            # In an object of its own: beams and dropped images change it, and an assistant copies it.
-            tokens = [tokens.detach() for tokens in image_outputs.pooler_output]
-            kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
         # An assistant model gets a copy of the main model's configuration, and images that it does not have yet.
         if generation_config is not None and generation_config.is_assistant:
             return super().generate(inputs, generation_config, *args, **kwargs)
-        config, _ = self._prepare_generation_config(generation_config, **kwargs)
-        self.check_cache_is_used(config)
-        prompt = kwargs.get("input_ids") if inputs is None else inputs
-        self._drop_cached_images(prompt, kwargs)
-        fitted = self._fit_prompt(prompt, config, kwargs)
-        if fitted is prompt:
-            return super().generate(inputs, generation_config, *args, **kwargs)
-        kwargs.pop("input_ids", None)
-        outputs = super().generate(fitted, generation_config, *args, **kwargs)
-        if isinstance(outputs, torch.Tensor):
-            return restore_prompt(outputs, prompt, fitted.shape[1])
-        outputs.sequences = restore_prompt(outputs.sequences, prompt, fitted.shape[1])
-        return outputs
 
-    def _fit_prompt(self, prompt: torch.LongTensor | None, config: GenerationConfig, kwargs: dict):
-        """The prompt padded on the left, for answers would go on from padding behind it."""
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-        if prompt is None or (mask is not None and mask.shape != prompt.shape):
-            return prompt
-        if past_length := 0 if cache is None else cache.get_seq_length():
-            is_copied = num_copies(config) > 1
-            return hide_placeholders(prompt, past_length, self.config.image_token_id) if is_copied else prompt
-        if mask is None or is_padded_on_the_left(mask):
-            return prompt
-        if cache is not None or config.return_dict_in_generate:
-            raise ValueError(
-                "`attention_mask` has padding behind tokens. Pad on the left (`padding_side='left'`), else the "
-                "columns of the cache would not be those of the prompt."
-            )
-        inputs = {"input_ids": prompt, "token_type_ids": kwargs.get("token_type_ids")}
-        inputs = {name: tensor for name, tensor in inputs.items() if tensor is not None}
-        pad_values = {"input_ids": config.pad_token_id or 0, "token_type_ids": 0}
-        placeholders = torch.zeros_like(prompt, dtype=torch.bool)  # whose runs stay as long as they are
-        resized, kwargs["attention_mask"] = resize_prompt(inputs, placeholders, mask, [], [], pad_values)
-        kwargs.pop("position_ids", None)  # rebuilt from the attention mask
-        fitted = resized.pop("input_ids")
-        kwargs.update(resized)
-        return fitted
+        def fit(prompt: Prompt, config: GenerationConfig, kwargs: dict) -> tuple[FittedPrompt, dict]:
+            return self._fit_prompt(prompt, config, None, kwargs), {}
 
-    def _drop_cached_images(self, prompt: torch.LongTensor | None, kwargs: dict) -> None:
-        """Drops the images that are in the cache, where those of the whole conversation are passed."""
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-        past_length = 0 if cache is None else cache.get_seq_length()
-        if not past_length or prompt is None or prompt.shape[1] <= past_length:
-            return
-        if mask is not None and mask.shape != prompt.shape:
-            return
-        is_new = []
-        for row in self.model.get_placeholder_mask(prompt, None):
-            num_images, num_cached = (int(x.sum()) // self.config.num_visual_tokens for x in (row, row[:past_length]))
-            is_new += [index >= num_cached for index in range(num_images)]
+        return self.generate_fitted(fit, inputs, generation_config, args, kwargs)
 
-        image_outputs = encoded_images(kwargs.get("mm_encoder_outputs"))
-        images = kwargs.get("pixel_values") if image_outputs is None else image_outputs.pooler_output
-        if images is None or len(images) != len(is_new):
-            return
-        names = ("pixel_values", "query_input_ids", "query_attention_mask")
-        if not any(is_new):
-            for name in (*names, "mm_encoder_outputs"):
-                kwargs.pop(name, None)
-        elif image_outputs is not None:
-            image_outputs["pooler_output"] = [tokens for tokens, new in zip(images, is_new) if new]
-        else:
-            for name in names:
-                if kwargs.get(name) is not None:
-                    kwargs[name] = kwargs[name][torch.tensor(is_new)]
+    @property
+    def most_visual_tokens(self) -> int:
+        return self.config.num_visual_tokens
+
+    def images_at(self, images: dict[str, torch.Tensor], counts: list[int]) -> dict[str, torch.Tensor]:
+        return images
+
+    def _read_prompt(self, ids: torch.Tensor | None, config: GenerationConfig, kwargs: dict) -> Prompt:
+        prompt = super()._read_prompt(ids, config, kwargs)
+        return replace(prompt, counts=[self.config.num_visual_tokens] * len(prompt.images) or None)
+
+    def _shown_images(self, image_outputs: BaseModelOutputWithPooling | None, kwargs: dict) -> list[ShownImage]:
+        images, questions = super()._shown_images(image_outputs, kwargs), kwargs.get("query_input_ids")
+        if questions is None or image_outputs is not None or len(questions) != len(images):
+            return images  # `get_image_features` says what is missing
+        mask = kwargs.get("query_attention_mask")
+        mask = torch.ones_like(questions) if mask is None else mask
+        return [replace(image, question=row[seen.ne(0)]) for image, row, seen in zip(images, questions, mask)]
 
     @can_return_tuple
     def forward(

@@ -25,11 +25,13 @@ class ShownImage:
         num_visual_tokens: How many of the prompt's tokens are its.
         pixels, tokens: `(channels, height, width)` or its visual tokens `(M or fewer, hidden_size)`, whichever was
             passed: they tell images apart. Neither where an image was not passed.
+        question: Tokens of the question that the image is encoded for, `(length,)`, in models where there is one.
     """
 
     num_visual_tokens: int
     pixels: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
+    question: torch.Tensor | None = None
 
     @property
     def is_passed(self) -> bool:
@@ -40,6 +42,8 @@ class ShownImage:
 
     def may_be(self, other: "ShownImage") -> bool:
         """Whether nothing speaks against the two being one image, at whatever number of visual tokens."""
+        if self.question is not None and other.question is not None and not is_equal(self.question, other.question):
+            return False
         if self.pixels is not None and other.pixels is not None:
             return is_equal(self.pixels, other.pixels)
         if self.tokens is not None and other.tokens is not None:

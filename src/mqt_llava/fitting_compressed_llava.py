@@ -3,16 +3,31 @@
 Prompts fitted to what `generate` is asked for: to numbers of visual tokens, and to what a cache holds of them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from transformers import Cache, GenerationConfig
+from transformers import Cache, DynamicCache, GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, is_numpy_array
 
-from .cache_mqt_llava import CachedPrompts, MQTLlavaCache, has_plain_cache, keys_follow_length, recall_prompts
+from .cache_compressed_llava import (
+    CachedPrompts,
+    VisualTokenCache,
+    has_plain_cache,
+    keys_follow_length,
+    recall_prompts,
+    remember_prompts,
+)
 from .configuration_mqt_llava import check_num_visual_tokens
-from .continuation_mqt_llava import images_of_conversations, lay_out, match_prompts, numbers_asked_for, unread_parts
+from .continuation_compressed_llava import (
+    cached_images,
+    images_of_conversations,
+    lay_out,
+    match_prompts,
+    numbers_asked_for,
+    unread_parts,
+)
 from .modeling_compressed_llava import encoded_images
 from .prompt_mqt_llava import (
     ShownImage,
@@ -22,6 +37,7 @@ from .prompt_mqt_llava import (
     is_padded_on_the_left,
     num_copies,
     resize_prompt,
+    restore_prompt,
     run_lengths,
     visual_tokens_per_image,
 )
@@ -50,13 +66,6 @@ def cut_visual_tokens(image_outputs: ModelOutput, counts: list[int]) -> BaseMode
     return BaseModelOutputWithPooling(
         pooler_output=[tokens[:count] for tokens, count in zip(image_outputs.pooler_output, counts)]
     )
-
-
-def shown_images(pixel_values: torch.Tensor | None, image_outputs: ModelOutput | None) -> list[ShownImage]:
-    """The images that are passed, whose number of visual tokens is still open."""
-    if image_outputs is not None:
-        return [ShownImage(0, tokens=tokens.detach()) for tokens in image_outputs.pooler_output]
-    return [] if pixel_values is None else [ShownImage(0, pixels=pixels) for pixels in pixel_values]
 
 
 @dataclass
@@ -101,7 +110,7 @@ def check_not_resized(made: list[int], num_visual_tokens: int | list[int] | None
     if asked != made:
         raise ValueError(
             f"`num_visual_tokens` is {num_visual_tokens}, but `{name}` holds {made} visual tokens per image and "
-            "cannot be re-sized. Pass `input_ids` instead, the whole prompt, and no cache or an `MQTLlavaCache`."
+            "cannot be re-sized. Pass `input_ids` instead, the whole prompt, and no cache or a `VisualTokenCache`."
         )
 
 
@@ -109,12 +118,49 @@ def raise_other_prompt(cached: list[list[ShownImage]], asked: list[list[ShownIma
     cached, asked = ([image.num_visual_tokens for row in rows for image in row] for rows in (cached, asked))
     raise ValueError(
         f"`past_key_values` holds images at {cached} visual tokens, but the prompt now asks for {asked}; or it holds "
-        "other text or images. Continue with the same, pass all images and an `MQTLlavaCache`, or no cache."
+        "other text or images. Continue with the same, pass all images and a `VisualTokenCache`, or no cache."
     )
 
 
-class MQTLlavaPromptFitting:
-    """Fits prompts, and the keywords of `generate` that go along with them."""
+class PromptFitting:
+    """`generate` with prompts that are fitted first, and the keywords that go along with them."""
+
+    # What `get_image_features` encodes, with a row for each image.
+    image_inputs: tuple[str, ...] = ("pixel_values",)
+
+    @property
+    def most_visual_tokens(self) -> int:
+        raise NotImplementedError
+
+    def images_at(self, images: dict[str, torch.Tensor], counts: list[int]) -> dict[str, torch.Tensor]:
+        """Arguments of `get_image_features` for images at these numbers of visual tokens."""
+        raise NotImplementedError
+
+    def generate_fitted(self, fit: Callable, inputs, generation_config, args: tuple, kwargs: dict):
+        """
+        Transformers' `generate` on prompts that `fit(prompt, generation_config, kwargs)` has fitted.
+
+        Args:
+            fit: Returns a [`FittedPrompt`], and what a dict that is returned shall hold besides.
+        """
+        config, _ = self._prepare_generation_config(generation_config, **kwargs)
+        self.check_cache_is_used(config)
+        prompt = self._read_prompt(inputs if inputs is not None else kwargs.pop("input_ids", None), config, kwargs)
+        fitted, outcome = fit(prompt, config, kwargs)
+        if inputs is not None:
+            inputs = fitted.ids
+        elif fitted.ids is not None:
+            kwargs["input_ids"] = fitted.ids
+        outputs = super().generate(inputs, generation_config, *args, **kwargs)
+        return self._finish(outputs, prompt.ids, fitted, config, kwargs.get("past_key_values"), outcome)
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
+        """As transformers does it; but a [`DynamicCache`] of its making is one that knows its prompts."""
+        is_passed = model_kwargs.get("past_key_values") is not None
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        made = model_kwargs.get("past_key_values")
+        if not is_passed and type(made) is DynamicCache:
+            model_kwargs["past_key_values"] = VisualTokenCache.from_dynamic(made)
 
     def _read_prompt(self, ids: torch.Tensor | None, config: GenerationConfig, kwargs: dict) -> Prompt:
         """What is passed to `generate`, checked; takes the counts out of `kwargs`."""
@@ -124,14 +170,12 @@ class MQTLlavaPromptFitting:
         image_outputs, embeds = encoded_images(kwargs.get("mm_encoder_outputs")), kwargs.get("inputs_embeds")
         if pixel_values is not None and image_outputs is not None:
             raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
-        images = shown_images(pixel_values, image_outputs)
+        images = self._shown_images(image_outputs, kwargs)
         counts = kwargs.pop("visual_token_counts", None)
         if counts is not None:
             counts = counts.tolist() if isinstance(counts, torch.Tensor) or is_numpy_array(counts) else counts
             num_images = len(images) if images or not isinstance(counts, (list, tuple)) else len(counts)
-            counts = check_num_visual_tokens(
-                counts, self.config.max_visual_tokens, num_images, name="visual_token_counts"
-            )
+            counts = check_num_visual_tokens(counts, self.most_visual_tokens, num_images, name="visual_token_counts")
         tokens, mask = ids if embeds is None else embeds, kwargs.get("attention_mask")
         if tokens is None:  # transformers begins with BOS, or says what is missing
             tokens = torch.zeros((1, 0), dtype=torch.long)
@@ -143,6 +187,14 @@ class MQTLlavaPromptFitting:
             mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
         placeholders = self.model.get_placeholder_mask(tokens if embeds is None else None, embeds)
         return Prompt(ids, mask, placeholders, images, counts)
+
+    def _shown_images(self, image_outputs: ModelOutput | None, kwargs: dict) -> list[ShownImage]:
+        """The images that are passed, whose number of visual tokens is still open."""
+        if image_outputs is not None:
+            return [ShownImage(0, tokens=tokens.detach()) for tokens in image_outputs.pooler_output]
+        if kwargs.get("pixel_values") is None:
+            return []
+        return [ShownImage(0, pixels=pixels) for pixels in kwargs["pixel_values"]]
 
     def _fit_prompt(self, prompt: Prompt, config, num_visual_tokens: int | list[int] | None, kwargs) -> FittedPrompt:
         """
@@ -176,10 +228,10 @@ class MQTLlavaPromptFitting:
         made = []
         if prompt.images:
             made = visual_tokens_per_image(
-                prompt.placeholders, len(prompt.images), self.config.max_visual_tokens, prompt.counts
+                prompt.placeholders, len(prompt.images), self.most_visual_tokens, prompt.counts
             )
         images = [image.at(count) for image, count in zip(prompt.images, made)]
-        asked = numbers_asked_for(num_visual_tokens, images, self.config.max_visual_tokens)
+        asked = numbers_asked_for(num_visual_tokens, images, self.most_visual_tokens)
         fitted = FittedPrompt(prompt.ids)
         if kwargs.get("inputs_embeds") is not None:
             check_not_resized(made, num_visual_tokens, asked, "inputs_embeds")
@@ -198,7 +250,7 @@ class MQTLlavaPromptFitting:
         past_length, made = prompt.mask.shape[1] - prompt.placeholders.shape[1], []
         if prompt.images:
             made = visual_tokens_per_image(
-                prompt.placeholders, len(prompt.images), self.config.max_visual_tokens, prompt.counts
+                prompt.placeholders, len(prompt.images), self.most_visual_tokens, prompt.counts
             )
         elif prompt.placeholders.any():
             raise ValueError(
@@ -211,7 +263,7 @@ class MQTLlavaPromptFitting:
             present = cached + made
             if isinstance(num_visual_tokens, (list, tuple)):
                 present = made or cached
-            asked = check_num_visual_tokens(num_visual_tokens, self.config.max_visual_tokens, len(present))
+            asked = check_num_visual_tokens(num_visual_tokens, self.most_visual_tokens, len(present))
             check_not_resized(present, num_visual_tokens, asked, "past_key_values")
         if is_known and (prompt.mask[:, :past_length].ne(0) & ~known.mask).any():
             raise ValueError(
@@ -233,17 +285,12 @@ class MQTLlavaPromptFitting:
     def _fit_to_unknown_cache(self, prompt: Prompt, config, num_visual_tokens, kwargs: dict) -> FittedPrompt:
         """With a cache that was filled elsewhere: it holds the first columns of the prompt as that is passed."""
         past_length = kwargs["past_key_values"].get_seq_length()
-        if prompt.ids is not None and not prompt.mask.ne(0).all():
-            raise ValueError(
-                "`past_key_values` was not filled by this model's `generate`, so it is not known which of its columns "
-                "hold padding. Pass an `MQTLlavaCache`, or new tokens alone with an `attention_mask` of all columns."
-            )
         cached_rows = [run_lengths(row) for row in prompt.placeholders[:, :past_length]]
         images = images_of_conversations(
             prompt.placeholders, prompt.images, cached_rows, prompt.placeholders.shape[1], prompt.counts
         )
         made = [image.num_visual_tokens for image in images]
-        asked = numbers_asked_for(num_visual_tokens, images, self.config.max_visual_tokens)
+        asked = numbers_asked_for(num_visual_tokens, images, self.most_visual_tokens)
         check_not_resized(made, num_visual_tokens, asked, "past_key_values")
         parts, passed = [], iter(range(len(prompt.images)))
         for row, runs in zip(images_per_row(prompt.placeholders, images), cached_rows):
@@ -268,23 +315,26 @@ class MQTLlavaPromptFitting:
         """With a cache that is known: keeps of it what the prompts share with it."""
         cache, image_token_id = kwargs["past_key_values"], self.config.image_token_id
         raw_ids = [row[mask.ne(0)] for row, mask in zip(prompt.ids, prompt.mask)]
-        cached_images = match_prompts(known, raw_ids, [[]] * len(raw_ids), image_token_id).prompts.images
         images = images_of_conversations(
             prompt.placeholders,
             prompt.images,
-            [[image.num_visual_tokens for image in row] for row in cached_images],
-            self.config.max_visual_tokens,
+            [[image.num_visual_tokens for image in row] for row in cached_images(known, raw_ids, image_token_id)],
+            self.most_visual_tokens,
             prompt.counts,
         )
         made = [image.num_visual_tokens for image in images]
-        asked = numbers_asked_for(num_visual_tokens, images, self.config.max_visual_tokens)
+        asked = numbers_asked_for(num_visual_tokens, images, self.most_visual_tokens)
         resized = self._resize_prompt(prompt, made, asked, config, kwargs)
         mask = kwargs["attention_mask"].ne(0)
         ids = [row[is_token] for row, is_token in zip(resized, mask)]
         image_rows = images_per_row(resized == image_token_id, [image.at(n) for image, n in zip(images, asked)])
 
         match = match_prompts(known, ids, image_rows, image_token_id)
-        num_columns, past_length, is_own = match.num_columns, cache.get_seq_length(), isinstance(cache, MQTLlavaCache)
+        num_columns, past_length, is_own = (
+            match.num_columns,
+            cache.get_seq_length(),
+            isinstance(cache, VisualTokenCache),
+        )
         if not is_own:  # its rows cannot be told apart or cut, only looked past
             if not match.has_all_prompts:
                 raise_other_prompt(match.prompts.images, image_rows)
@@ -340,8 +390,9 @@ class MQTLlavaPromptFitting:
         Raises:
             ValueError: An image is not passed, or was encoded into fewer tokens.
         """
-        pixel_values, image_outputs = kwargs.pop("pixel_values", None), kwargs.pop("mm_encoder_outputs", None)
-        image_outputs = encoded_images(image_outputs)
+        image_outputs = encoded_images(kwargs.pop("mm_encoder_outputs", None))
+        images = {name: kwargs.pop(name, None) for name in self.image_inputs}
+        images = {name: tensor for name, tensor in images.items() if tensor is not None}
         if any(index is None for index, *_ in parts):
             raise ValueError(
                 "The prompt shows images that `past_key_values` does not hold and that are not passed: pass "
@@ -350,14 +401,14 @@ class MQTLlavaPromptFitting:
         if not parts:
             return
         indices, counts = [index for index, *_ in parts], [count for *_, count in parts]
-        if pixel_values is not None:
-            if indices != list(range(len(pixel_values))):
-                pixel_values = pixel_values[torch.tensor(indices)]
+        if image_outputs is None:
+            if indices != list(range(len(images["pixel_values"]))):
+                images = {name: tensor[torch.tensor(indices)] for name, tensor in images.items()}
+            images = self.images_at(images, counts)
             if not any(first for _, first, _ in parts):
-                kwargs["pixel_values"], kwargs["visual_token_counts"] = pixel_values, torch.tensor(counts)
+                kwargs.update(images)
                 return
-            image_outputs = self.get_image_features(pixel_values, counts, return_dict=True)
-            indices = range(len(parts))
+            image_outputs, indices = self.get_image_features(**images, return_dict=True), range(len(parts))
         tokens = BaseModelOutputWithPooling(pooler_output=[image_outputs.pooler_output[index] for index in indices])
         tokens = cut_visual_tokens(tokens, counts)
         tokens["pooler_output"] = [image[first:] for image, (_, first, _) in zip(tokens.pooler_output, parts)]
@@ -380,3 +431,26 @@ class MQTLlavaPromptFitting:
         ids = resized.pop("input_ids")
         kwargs.update(resized)
         return ids
+
+    def _finish(self, outputs, prompt: torch.Tensor | None, fitted: FittedPrompt, config, cache, outcome: dict):
+        """What `generate` returns, beginning with the caller's own prompt; and notes what the cache holds now."""
+        is_dict = isinstance(outputs, ModelOutput)
+        sequences = outputs.sequences if is_dict else outputs
+        cache = outputs.get("past_key_values") if is_dict else cache
+        if cache is not None:
+            cached = fitted.cached
+            if cached is not None:
+                cached = cached.select(torch.arange(len(cached.ids)).repeat_interleave(num_copies(config)))
+                if (config.num_beams or 1) == 1:  # the rows of a beam search are not those of the sequences it returns
+                    cached = cached.extended(sequences[:, fitted.ids.shape[1] :])
+                cached = cached.first(cache.get_seq_length())
+            remember_prompts(cache, cached)
+        if prompt is None or fitted.cached is None:
+            return outputs
+        sequences = restore_prompt(sequences, prompt, fitted.ids.shape[1])
+        if not is_dict:
+            return sequences
+        outputs.sequences = sequences
+        for name, value in outcome.items():
+            outputs[name] = value
+        return outputs

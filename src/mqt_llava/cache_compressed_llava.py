@@ -3,11 +3,10 @@
 Which prompts a decoder's cache holds, column by column, so that a conversation can go on from it.
 
 Re-sizing a prompt moves its columns, so the caller's prompt does not tell what stands where in the cache. What does is
-kept here: in an [`MQTLlavaCache`] itself, and for caches of other classes beside them.
+kept here: in a [`VisualTokenCache`] itself, and for caches of other classes beside their layers.
 """
 
 from dataclasses import dataclass, replace
-from weakref import WeakKeyDictionary
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig
@@ -58,6 +57,13 @@ class CachedPrompts:
         """The tokens of a row without padding."""
         return self.ids[row][self.mask[row]]
 
+    def shared_text(self, row: int, ids: torch.Tensor, image_token_id: int) -> int:
+        """How many tokens a prompt shares with a row if each run of placeholders counts as one, however long."""
+        cached, ids = (
+            tokens[(tokens != image_token_id) | (tokens != tokens.roll(1))] for tokens in (self.tokens_of(row), ids)
+        )
+        return num_equal(cached, ids)
+
     def shared_length(self, row: int, ids: torch.Tensor, images: list[ShownImage], image_token_id: int) -> int:
         """
         How many tokens a prompt shares with a row, from the first on. Visual tokens nest: of an image at two numbers
@@ -67,10 +73,7 @@ class CachedPrompts:
             ids: The prompt without padding, `(length,)`.
             images: The images that it shows.
         """
-        cached = self.tokens_of(row)
-        length = min(len(cached), len(ids))
-        differs = (cached[:length] != ids[:length]).nonzero()
-        length = int(differs[0]) if len(differs) else length
+        length = num_equal(self.tokens_of(row), ids)
         places, first = (ids == image_token_id).nonzero().squeeze(-1), 0
         for image, old in zip(images, self.images[row]):
             start = int(places[first])
@@ -84,7 +87,14 @@ class CachedPrompts:
         return length
 
 
-class MQTLlavaCache(DynamicCache):
+def num_equal(first: torch.Tensor, second: torch.Tensor) -> int:
+    """How many tokens two prompts begin alike with."""
+    length = min(len(first), len(second))
+    differs = (first[:length] != second[:length]).nonzero()
+    return int(differs[0]) if len(differs) else length
+
+
+class VisualTokenCache(DynamicCache):
     """
     A [`DynamicCache`] that knows which prompts it holds. `generate` returns one, and one that is passed serves a whole
     conversation:
@@ -94,7 +104,7 @@ class MQTLlavaCache(DynamicCache):
     rest is computed. Rows may be reordered, selected and repeated. The answers are those of a call without a cache.
 
     ```python
-    >>> cache = MQTLlavaCache(config=model.config)
+    >>> cache = VisualTokenCache(config=model.config)
     >>> model.generate(**processor(images=image, text=first, return_tensors="pt"), past_key_values=cache)
     >>> model.generate(**processor(images=image, text=whole, return_tensors="pt"), past_key_values=cache)
     ```"""
@@ -102,7 +112,7 @@ class MQTLlavaCache(DynamicCache):
     prompts: CachedPrompts | None = None
 
     @classmethod
-    def from_dynamic(cls, cache: DynamicCache) -> "MQTLlavaCache":
+    def from_dynamic(cls, cache: DynamicCache) -> "VisualTokenCache":
         """Takes over the layers of an empty cache."""
         own = cls()
         own.__dict__.update(cache.__dict__)
@@ -135,23 +145,29 @@ class MQTLlavaCache(DynamicCache):
             self.prompts = self.prompts.select(torch.arange(len(self.prompts.ids))[rows.cpu()])
 
 
-# Of caches of transformers' own classes, which follow no copies.
-_prompts_of_others: WeakKeyDictionary[Cache, CachedPrompts] = WeakKeyDictionary()
+class KnownLayers(list):
+    """
+    The layers of a cache of another class, and what it holds: copies of the cache take it along. Where the caller has
+    reordered such a cache, rows are told apart by what they hold.
+    """
+
+    def __init__(self, layers: list, prompts: CachedPrompts):
+        super().__init__(layers)
+        self.prompts = prompts
 
 
 def remember_prompts(cache: Cache, prompts: CachedPrompts | None) -> None:
     """Notes what a cache holds; None where that is not known."""
-    if isinstance(cache, MQTLlavaCache):
+    if isinstance(cache, VisualTokenCache):
         cache.prompts = prompts
-    elif prompts is None:
-        _prompts_of_others.pop(cache, None)
     else:
-        _prompts_of_others[cache] = prompts
+        cache.layers = list(cache.layers) if prompts is None else KnownLayers(cache.layers, prompts)
 
 
 def recall_prompts(cache: Cache) -> CachedPrompts | None:
     """What is known of the columns of a cache: of all, of the first ones, or None."""
-    prompts = cache.prompts if isinstance(cache, MQTLlavaCache) else _prompts_of_others.get(cache)
+    known = cache if isinstance(cache, VisualTokenCache) else cache.layers
+    prompts = known.prompts if isinstance(known, (VisualTokenCache, KnownLayers)) else None
     return None if prompts is None else prompts.first(cache.get_seq_length())
 
 

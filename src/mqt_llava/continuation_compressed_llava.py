@@ -6,12 +6,13 @@ What a prompt shares with a row of the cache is found by its tokens and images, 
 matter how the prompt of either turn was padded or re-sized.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from .cache_mqt_llava import CachedPrompts
+from .cache_compressed_llava import CachedPrompts
 from .configuration_mqt_llava import check_num_visual_tokens
 from .prompt_mqt_llava import ShownImage, visual_tokens_per_image
 
@@ -52,25 +53,46 @@ class Match:
         return all(length >= needed for length, needed in zip(self.shared, cached))
 
 
-def match_prompts(
-    prompts: CachedPrompts, ids: list[torch.Tensor], images: list[list[ShownImage]], image_token_id: int
-) -> Match:
+def match_rows(
+    prompts: CachedPrompts, batch_size: int, share: Callable[[int, int], int]
+) -> tuple[list[int], list[int]]:
     """
     Finds the row of a cache that shares most with each prompt; of equals, the one where it is expected.
 
     Args:
-        ids: The prompts without padding, `(length,)` each.
-        images: The images of each prompt; where a list is empty, its tokens alone are compared.
+        share: How many tokens a prompt and a row share.
+
+    Returns:
+        The row of each prompt, and how much they share.
     """
     rows, shared, num_rows = [], [], len(prompts.ids)
-    for index, (tokens, shown) in enumerate(zip(ids, images)):
-        expected = index * num_rows // len(ids)  # as long as rows were at most repeated
-        lengths = {expected: prompts.shared_length(expected, tokens, shown, image_token_id)}
-        if lengths[expected] < min(len(tokens), int(prompts.mask[expected].sum())):
-            for row in range(num_rows):
-                lengths[row] = prompts.shared_length(row, tokens, shown, image_token_id)
+    for index in range(batch_size):
+        expected = index * num_rows // batch_size  # as long as rows were at most repeated
+        lengths = {row: share(index, row) for row in (expected, *range(num_rows))}
         rows.append(max(lengths, key=lengths.get))
         shared.append(lengths[rows[-1]])
+    return rows, shared
+
+
+def cached_images(prompts: CachedPrompts, ids: list[torch.Tensor], image_token_id: int) -> list[list[ShownImage]]:
+    """The images in the row of a cache that each prompt goes on from, at whatever number of visual tokens it is made."""
+    rows, _ = match_rows(prompts, len(ids), lambda index, row: prompts.shared_text(row, ids[index], image_token_id))
+    return [prompts.images[row] for row in rows]
+
+
+def match_prompts(
+    prompts: CachedPrompts, ids: list[torch.Tensor], images: list[list[ShownImage]], image_token_id: int
+) -> Match:
+    """
+    Args:
+        ids: The prompts without padding, `(length,)` each.
+        images: The images of each prompt.
+    """
+    rows, shared = match_rows(
+        prompts,
+        len(ids),
+        lambda index, row: prompts.shared_length(row, ids[index], images[index], image_token_id),
+    )
     kept = [max(0, min(length, len(tokens) - 1)) for length, tokens in zip(shared, ids)]
     return Match(rows, prompts.select(torch.tensor(rows)), shared, kept)
 
