@@ -53,7 +53,7 @@ def test_every_script_is_in_the_readme():
     scripts = {path.relative_to(REPOSITORY) for path in (REPOSITORY / "examples").glob("*.py")}
     scripts |= {path.relative_to(REPOSITORY) for path in (REPOSITORY / "examples").glob("[ts][re]r*/*.py")}
     readme = (REPOSITORY / "README.md").read_text()
-    modules = {"demo_answers.py", "pictures.py"}
+    modules = {"demo_answers.py", "demo_page.py", "pictures.py"}
     assert [str(path) for path in sorted(scripts) if path.name not in modules and f"{path})" not in readme] == []
 
 
