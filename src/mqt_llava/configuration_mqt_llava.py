@@ -54,6 +54,8 @@ class MQTLlavaConfig(CompressedLlavaConfig):
         "AutoConfig": "configuration_mqt_llava.MQTLlavaConfig",
         "AutoModel": "modeling_mqt_llava.MQTLlavaModel",
         "AutoModelForImageTextToText": "modeling_mqt_llava.MQTLlavaForConditionalGeneration",
+        "AutoModelForMultimodalLM": "modeling_mqt_llava.MQTLlavaForConditionalGeneration",
+        "AutoModelForPreTraining": "modeling_mqt_llava.MQTLlavaForConditionalGeneration",
     }
 
     max_visual_tokens: int = 256

@@ -54,6 +54,8 @@ class QueCCLlavaConfig(CompressedLlavaConfig):
         "AutoConfig": "configuration_quecc_llava.QueCCLlavaConfig",
         "AutoModel": "modeling_quecc_llava.QueCCLlavaModel",
         "AutoModelForImageTextToText": "modeling_quecc_llava.QueCCLlavaForConditionalGeneration",
+        "AutoModelForMultimodalLM": "modeling_quecc_llava.QueCCLlavaForConditionalGeneration",
+        "AutoModelForPreTraining": "modeling_quecc_llava.QueCCLlavaForConditionalGeneration",
     }
 
     kernel_size: int = 6
