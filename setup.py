@@ -34,6 +34,7 @@ setup(
         "visual": ["matplotlib", "captum"],
         "plan": ["scipy"],
         "dev": [
+            "transformers[serving]",
             "pytest",
             "pytest-xdist",
             "pytest-timeout",

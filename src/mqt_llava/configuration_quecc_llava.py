@@ -3,6 +3,8 @@
 
 from dataclasses import field
 
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+
 from .configuration_compressed_llava import CompressedLlavaConfig, check_integer
 
 
@@ -111,5 +113,7 @@ def check_fixed_number(num_visual_tokens: int | None, fixed: int) -> None:
 
 
 QueCCLlavaConfig.register_for_auto_class()
+# `transformers serve` asks this table alone which models it can load, registered classes or not.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["quecc_llava"] = "QueCCLlavaForConditionalGeneration"
 
 __all__ = ["QueCCLlavaConfig"]
