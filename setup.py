@@ -33,6 +33,7 @@ setup(
         "demo": ["gradio"],
         "visual": ["matplotlib", "captum"],
         "plan": ["scipy"],
+        "quantize": ["bitsandbytes"],
         "dev": [
             "transformers[serving]",
             "pytest",
