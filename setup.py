@@ -33,7 +33,9 @@ setup(
         "demo": ["gradio"],
         "visual": ["matplotlib", "captum"],
         "plan": ["scipy"],
+        "quantize": ["bitsandbytes"],
         "dev": [
+            "transformers[serving]",
             "pytest",
             "pytest-xdist",
             "pytest-timeout",

@@ -4,9 +4,9 @@ Answers questions about pictures with several numbers of visual tokens: `make de
     python examples/answer_at_budgets.py [--model FOLDER_OR_HUB_ID] [--image PICTURE --question "What is this?"]
 
 Each picture is encoded once, with all its tokens; every number of tokens answers from those. Prints the answers, with
-the time and the length of the prompt, and saves them beside the pictures as runs/demo.png. Without --image it asks
-about the mosaics in examples/images, whose items (photos of Fashion-MNIST's test split) the embedded checkpoint has
-never seen.
+the time and the length of the prompt, and saves them beside the pictures as runs/demo.png, or runs/PICTURE_answers.png
+for a picture of your own. Without --image it asks about the mosaics in examples/images, whose items (photos of
+Fashion-MNIST's test split) the embedded checkpoint has never seen.
 """
 
 import argparse
@@ -15,11 +15,7 @@ import os
 import time
 from pathlib import Path
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-import mqt_llava  # noqa: F401  (registers the model)
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -62,7 +58,7 @@ def draw(panels: list[tuple[Image.Image, list[tuple[str, str | None, list[dict]]
     pen, top = ImageDraw.Draw(canvas), margin
     for (image, rows), height in zip(panels, heights):
         scale = side / max(image.size)
-        canvas.paste(image.convert("RGB").resize([round(edge * scale) for edge in image.size]), (margin, top))
+        canvas.paste(image.resize([round(edge * scale) for edge in image.size]), (margin, top))
         left, y = side + 2 * margin, top
         for question, truth, answers in rows:
             pen.text((left, y), question, fill=INK, font=font)
@@ -78,26 +74,40 @@ def draw(panels: list[tuple[Image.Image, list[tuple[str, str | None, list[dict]]
     canvas.save(path)
 
 
-@torch.inference_mode()
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(REPOSITORY / "model_cards" / "mqt-llava-tiny"))
     parser.add_argument("--image", help="a picture of your own; needs --question")
     parser.add_argument("--question")
     parser.add_argument("--budgets", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--output", type=Path, default=REPOSITORY / "runs" / "demo.png")
-    args = parser.parse_args()
+    parser.add_argument("--output", type=Path, help="runs/demo.png, or runs/PICTURE_answers.png of your own picture")
+    args = parser.parse_args(argv)
     if bool(args.image) != bool(args.question):
         parser.error("--image and --question go together")
 
     if args.image:
         tasks = {args.image: [(args.question, None)]}
+        output = args.output or REPOSITORY / "runs" / f"{Path(args.image).stem}_answers.png"
     else:
         tasks = {
             str(IMAGES / name): pairs for name, pairs in json.loads((IMAGES / "questions.json").read_text()).items()
         }
+        output = args.output or REPOSITORY / "runs" / "demo.png"
     if missing := [path for path in tasks if not Path(path).is_file()]:
         parser.error(f"--image: there is no file {missing[0]}")
+
+    # Slow to import, and so after the flags.
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from mqt_llava.images_compressed_llava import load_rgb
+
+    images = {}
+    for path in tasks:
+        try:
+            images[path] = load_rgb(path, index=0)
+        except ValueError as error:
+            parser.error(f"--image: {path} cannot be read: {error.__cause__ or error}")
     model = AutoModelForImageTextToText.from_pretrained(args.model).eval()
     processor = AutoProcessor.from_pretrained(args.model)
     if not all(1 <= budget <= processor.max_visual_tokens for budget in args.budgets):
@@ -105,10 +115,11 @@ def main() -> None:
 
     panels = []
     for path, pairs in tasks.items():
-        image, rows = Image.open(path), []
+        rows = []
         print(f"\n{os.path.relpath(path)}")
         for question, truth in pairs:
-            answers = ask(model, processor, image, question, args.budgets)
+            with torch.inference_mode():
+                answers = ask(model, processor, images[path], question, args.budgets)
             rows.append((question, truth, answers))
             print(f"  {question}" + (f"  (right: {truth})" if truth else ""))
             for answer in answers:
@@ -116,9 +127,9 @@ def main() -> None:
                     f"    {answer['budget']:3} visual tokens, prompt of {answer['prompt']:3} tokens, "
                     f"{1000 * answer['seconds']:6.0f} ms: {answer['text']}"
                 )
-        panels.append((image, rows))
-    draw(panels[:2], args.output)
-    print(f"\nSaved {os.path.relpath(args.output)}")
+        panels.append((images[path], rows))
+    draw(panels[:2], output)
+    print(f"\nSaved {os.path.relpath(output)}")
 
 
 if __name__ == "__main__":

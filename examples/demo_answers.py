@@ -198,7 +198,7 @@ class Answerer:
             A matplotlib figure and the answer's text.
 
         Raises:
-            ImportError: `pip install mqt_llava[visual]` is missing.
+            ImportError: `pip install "mqt_llava[visual]"` is missing.
             ValueError: There is no answer to explain.
         """
         from mqt_llava import visualization as visual

@@ -4,19 +4,17 @@ Shows where an answer comes from, what each query looks at, and what more visual
     python examples/explain.py --image examples/images/mosaic_0.png --question "List the items in the second row."
 
 Saves heatmaps.png (a row for each of the answer's tokens that the budget matters most to), visual_tokens.png (the
-answer through one visual token at a time), queries.png, coverage.png and changes.png. Needs `pip install .[visual]`.
+answer through one visual token at a time), queries.png, coverage.png and changes.png. Needs `pip install ".[visual]"`.
 """
 
 import argparse
 from pathlib import Path
 
-from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-from mqt_llava import visualization as visual
+from tqdm import tqdm
 
 
 REPOSITORY = Path(__file__).parents[1]
+METHODS = ("integrated_gradients", "grad_cam")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,29 +26,46 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=[1, 2, 4, 16], help="two or more, ascending")
     parser.add_argument("--answer-tokens", type=int, nargs="+", help="rows of heatmaps.png, counted from 0")
     parser.add_argument("--visual-tokens", type=int, nargs="+", default=[0, 1, 4, 6], help="rows of visual_tokens.png")
-    parser.add_argument("--method", choices=visual.METHODS, default=visual.METHODS[0])
+    parser.add_argument("--method", choices=METHODS, default=METHODS[0])
     parser.add_argument("--output", type=Path, default=REPOSITORY / "runs" / "explain")
     args = parser.parse_args(argv)
 
+    # Slow to import, and so after the flags.
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from mqt_llava import visualization as visual
+    from mqt_llava.images_compressed_llava import load_rgb
+
+    try:
+        image, budgets = load_rgb(args.image, index=0), args.budgets
+    except ValueError as error:
+        parser.error(f"--image: {args.image} cannot be read: {error.__cause__ or error}")
     model = AutoModelForImageTextToText.from_pretrained(args.model).eval()
     processor = AutoProcessor.from_pretrained(args.model)
-    image, budgets = Image.open(args.image).convert("RGB"), args.budgets
     answer = visual.ImageAnswer.ask(model, processor, image, args.question, args.answer)
-    probabilities = visual.probabilities_by_budget(answer, budgets)
+    # The end of an answer is nowhere in the image.
+    words = answer.tokens[:-1] if answer.answer_ids[-1] == processor.tokenizer.eos_token_id else answer.tokens
+    if not words:
+        parser.error("the model's answer is empty: there is nothing to explain but an --answer of yours")
+    probabilities = visual.probabilities_by_budget(answer, budgets)[:, : len(words)]
     args.answer_tokens = args.answer_tokens or sorted(visual.largest_changes(probabilities[[0, -1]], 4)[0])
+    total = len(args.answer_tokens) * len(budgets) + sum(token < m for token in args.visual_tokens for m in budgets)
+    progress = tqdm(total=total, desc="heatmaps")
 
     def heat(budget, **target):
         heatmap = visual.answer_heatmap(answer, budget, **target, method=args.method)
+        progress.update()
         return visual.heat_over_image(heatmap, processor.image_processor, *image.size)
 
     columns = [f"m = {budget}" for budget in budgets]
-    by_answer_token = [[heat(m, answer_tokens=token) for m in budgets] for token in args.answer_tokens]
-    by_visual_token = [
-        [heat(m, visual_token=token) if token < m else None for m in budgets] for token in args.visual_tokens
-    ]
+    with progress:
+        by_answer_token = [[heat(m, answer_tokens=token) for m in budgets] for token in args.answer_tokens]
+        by_visual_token = [
+            [heat(m, visual_token=token) if token < m else None for m in budgets] for token in args.visual_tokens
+        ]
     names = [f"{answer.tokens[token]} ({token})" for token in args.answer_tokens]
     maps = visual.query_maps(model)
-    scale = "nats per patch" if args.method == visual.METHODS[0] else args.method
+    scale = "nats per patch" if args.method == METHODS[0] else args.method
     figures = {
         "heatmaps": visual.draw_heatmaps(image, by_answer_token, names, columns, args.question, scale),
         "visual_tokens": visual.draw_heatmaps(
@@ -58,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         ),
         "queries": visual.draw_queries(maps[:8, :8]),
         "coverage": visual.draw_coverage(maps, budgets),
-        "changes": visual.draw_changes(answer.tokens, probabilities, budgets, title=args.question),
+        "changes": visual.draw_changes(words, probabilities, budgets, title=args.question),
     }
     args.output.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():

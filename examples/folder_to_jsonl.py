@@ -15,16 +15,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-from mqt_llava import MQTLlavaForConditionalGeneration
-from mqt_llava.images_compressed_llava import load_rgb
 
 
 REPOSITORY = Path(__file__).parents[1]
+AUTO = 'a number, or "auto", the default: as many as each image needs'
 KEYS = ("image", "model", "question", "asked_visual_tokens")  # of each line
 
 
@@ -63,7 +59,6 @@ def to_num_visual_tokens(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f'{text!r} is no whole number, nor "auto"') from None
 
 
-@torch.inference_mode()
 def answer_batch(model, processor, images: list[Image.Image], question: str, num_visual_tokens, max_new_tokens: int):
     """An answer to the question and the visual tokens it took, for each image."""
     messages = [
@@ -88,6 +83,8 @@ def answer_batch(model, processor, images: list[Image.Image], question: str, num
 
 def answer_lines(model, processor, paths: list[Path], args) -> Iterator[list[dict]]:
     """The lines of one batch of images after the other."""
+    from mqt_llava.images_compressed_llava import load_rgb
+
     for start in range(0, len(paths), args.batch_size):
         lines, images = {}, {}
         for path in paths[start : start + args.batch_size]:
@@ -112,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--question", required=True)
     parser.add_argument("--output", type=Path, required=True, help="JSON lines; goes on where it ends")
     parser.add_argument("--model", default=str(REPOSITORY / "model_cards" / "mqt-llava-tiny"), help="folder or Hub id")
-    parser.add_argument("--num-visual-tokens", type=to_num_visual_tokens, default="auto", help='a number, or "auto"')
+    parser.add_argument("--num-visual-tokens", type=to_num_visual_tokens, default="auto", help=AUTO)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=100)
     args = parser.parse_args(arguments)
@@ -141,6 +138,12 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{len(paths)} images, {len(paths) - len(to_do)} of them answered already")
     if not to_do:
         return
+    # Slow to import, and so after the flags.
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from mqt_llava import MQTLlavaForConditionalGeneration
+
     try:
         model = AutoModelForImageTextToText.from_pretrained(args.model, device_map="auto").eval()
         processor = AutoProcessor.from_pretrained(args.model)
@@ -153,7 +156,11 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--num-visual-tokens is {args.num_visual_tokens}, but this model has 1 to {most}")
 
     num_errors = 0
-    with open(args.output, "a", encoding="utf-8") as file, tqdm(total=len(to_do), unit="image") as progress:
+    with (
+        torch.inference_mode(),
+        open(args.output, "a", encoding="utf-8") as file,
+        tqdm(total=len(to_do), unit="image") as progress,
+    ):
         file.truncate(size)  # what a kill left of a last line
         for lines in answer_lines(model, processor, to_do, args):
             # In ASCII, since names of files need not be valid text.

@@ -2,18 +2,13 @@
 What a request costs at several numbers of visual tokens, and the most that fit into limits:
 
     python examples/plan_budget.py --model model_cards/mqt-llava-tiny --text-tokens 40 --new-tokens 20 --flops 1.5e8
-    python examples/plan_budget.py --seconds 0.005
+    python examples/plan_budget.py --seconds 0.1
 
 Reads the configuration alone; only for `--seconds` the model is loaded and timed.
 """
 
 import argparse
 from pathlib import Path
-
-from transformers import AutoConfig, AutoModelForImageTextToText
-
-from mqt_llava import MQTLlavaConfig
-from mqt_llava.planning import largest_budget, measure_profile, request_cost
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -30,6 +25,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--kv-bytes", type=float, help="the most bytes of its KV cache")
     parser.add_argument("--seconds", type=float, help="the longest it may take on this machine")
     args = parser.parse_args(arguments)
+
+    # Slow to import, and so after the flags.
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from mqt_llava import MQTLlavaConfig
+    from mqt_llava.planning import largest_budget, measure_profile, request_cost
 
     config, profile = AutoConfig.from_pretrained(args.model), None
     if not isinstance(config, MQTLlavaConfig):

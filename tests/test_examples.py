@@ -53,7 +53,7 @@ def test_every_script_is_in_the_readme():
     scripts = {path.relative_to(REPOSITORY) for path in (REPOSITORY / "examples").glob("*.py")}
     scripts |= {path.relative_to(REPOSITORY) for path in (REPOSITORY / "examples").glob("[ts][re]r*/*.py")}
     readme = (REPOSITORY / "README.md").read_text()
-    modules = {"demo_answers.py", "pictures.py"}
+    modules = {"demo_answers.py", "demo_page.py", "pictures.py"}
     assert [str(path) for path in sorted(scripts) if path.name not in modules and f"{path})" not in readme] == []
 
 
@@ -94,6 +94,21 @@ def test_evaluation_counts_right_answers(dataset, tmp_path):
     assert {"position", "row", "column", "list", "presence"} <= set(results)
     assert results["list"]["questions"] == 3
     assert json.loads((tmp_path / "figures.json").read_text())["results"]["list"]["accuracy"].keys() == {"1", "16"}
+
+
+def test_calibration_is_judged_on_the_other_half(dataset, tmp_path):
+    pytest.importorskip("matplotlib")
+    from adaptive import main
+
+    arguments = ["--data-folder", dataset, "--calibration-questions", 4, "--test-questions", 8]
+    arguments += ["--output", tmp_path / "figures.json", "--figure", tmp_path / "figure.png"]
+    results = main(list(map(str, arguments)))
+    assert (results["calibration"]["questions"], results["judged"]["questions"]) == (4, 8)
+    # The budget that was found on the one half is the one that answered about the other.
+    assert results["judged"]["fixed"][-1] == [16, round(results["accuracy_at_max"], 4)]
+    assert sum(results["stops"].values()) == 8
+    assert json.loads((tmp_path / "figures.json").read_text()) == results
+    assert Image.open(tmp_path / "figure.png").size == (720, 480)
 
 
 def test_training_goes_on_where_it_was_stopped(dataset, tmp_path):

@@ -17,6 +17,8 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoModelForPreTraining,
     AutoProcessor,
     AutoTokenizer,
     pipeline,
@@ -56,7 +58,8 @@ def test_importing_the_package_registers_the_auto_classes(folder):
     assert type(config) is MQTLlavaConfig
     assert type(AutoConfig.for_model("mqt_llava")) is MQTLlavaConfig
     assert type(AutoModel.from_pretrained(folder)) is MQTLlavaModel
-    assert type(AutoModelForImageTextToText.from_pretrained(folder)) is MQTLlavaForConditionalGeneration
+    for auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForPreTraining):
+        assert type(auto_class.from_pretrained(folder)) is MQTLlavaForConditionalGeneration
     assert type(AutoProcessor.from_pretrained(folder)) is MQTLlavaProcessor
     assert type(AutoModel.from_config(tiny_config())) is MQTLlavaModel
     assert type(AutoModelForImageTextToText.from_config(tiny_config())) is MQTLlavaForConditionalGeneration
@@ -75,6 +78,8 @@ def test_a_saved_folder_names_every_auto_class(model_class, tmp_path):
         "AutoConfig": "configuration_mqt_llava.MQTLlavaConfig",
         "AutoModel": "modeling_mqt_llava.MQTLlavaModel",
         "AutoModelForImageTextToText": "modeling_mqt_llava.MQTLlavaForConditionalGeneration",
+        "AutoModelForMultimodalLM": "modeling_mqt_llava.MQTLlavaForConditionalGeneration",
+        "AutoModelForPreTraining": "modeling_mqt_llava.MQTLlavaForConditionalGeneration",
     }
     assert config["architectures"] == [model_class.__name__]
     assert "auto_map" not in config["vision_config"] and "auto_map" not in config["text_config"]
@@ -261,6 +266,15 @@ def test_pipeline_batches_chats_with_different_numbers_of_images(pipe, m):
     generate_kwargs = {} if m is None else {"num_visual_tokens": m}
     chats = [make_chat(0, num_images=3), make_chat(1)]
     assert texts(pipe(text=chats, batch_size=2, generate_kwargs=generate_kwargs, **ASK)) == expected
+
+
+def test_pipeline_of_any_modality(folder, pipe, monkeypatch):
+    # It asks for torchvision wherever a model sees images; nothing of ours needs that.
+    monkeypatch.setattr("transformers.pipelines.any_to_any.requires_backends", lambda *_: None)
+    any_to_any = pipeline("any-to-any", model=folder)
+    assert type(any_to_any.model) is type(pipe.model)
+    answers = any_to_any(text=make_chat(0), generate_kwargs={"num_visual_tokens": 4}, **ASK)
+    assert texts(answers) == [answer_chat(pipe, 0, num_visual_tokens=4)]
 
 
 def test_pipeline_answers_without_an_image(pipe):

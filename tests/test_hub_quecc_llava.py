@@ -14,6 +14,8 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoModelForPreTraining,
     AutoProcessor,
     LlavaImageProcessorPil,
     pipeline,
@@ -45,7 +47,8 @@ def test_importing_the_package_registers_the_auto_classes(folder):
     assert type(AutoConfig.from_pretrained(folder)) is config_class
     assert type(AutoConfig.for_model("quecc_llava")) is config_class
     assert type(AutoModel.from_pretrained(folder)) is model_class
-    assert type(AutoModelForImageTextToText.from_pretrained(folder)) is model_with_head_class
+    for auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForPreTraining):
+        assert type(auto_class.from_pretrained(folder)) is model_with_head_class
     assert type(AutoProcessor.from_pretrained(folder)) is processor_class
     assert type(AutoModel.from_config(tiny_quecc_config())) is model_class
     assert type(AutoModelForImageTextToText.from_config(tiny_quecc_config())) is model_with_head_class

@@ -5,7 +5,8 @@ Calibrates the embedded checkpoint's adaptive budget and shows what it saves:
 
 Three coarse questions ("Is there any footwear?") to one fine one (a place, a row, a column or the whole list) about
 each mosaic. The threshold is found on mosaics of one half of the official test items and judged on mosaics of the
-other half, by `generate(num_visual_tokens="auto")` against m = M, with a paired bootstrap interval.
+other half, by `generate(num_visual_tokens="auto")` against m = M, with a paired bootstrap interval. The figure draws
+the judged half.
 """
 
 import argparse
@@ -45,8 +46,8 @@ def score_any(answer: str, truth: str) -> float:
 
 
 @torch.inference_mode()
-def answer_all(model, processor, rows: list[dict], num_visual_tokens) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores and levels, `(questions,)`."""
+def answer_all(model, processor, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and levels of the model's adaptive budget, `(questions,)`."""
     scores, levels = [], []
     for start in range(0, len(rows), BATCH_SIZE):
         batch = rows[start : start + BATCH_SIZE]
@@ -58,29 +59,44 @@ def answer_all(model, processor, rows: list[dict], num_visual_tokens) -> tuple[t
             return_tensors="pt",
             processor_kwargs={"padding": True},
         )
-        outputs = model.generate(
-            **inputs, num_visual_tokens=num_visual_tokens, max_new_tokens=80, return_dict_in_generate=True
-        )
+        outputs = model.generate(**inputs, num_visual_tokens="auto", max_new_tokens=80, return_dict_in_generate=True)
         texts = processor.batch_decode(outputs.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         truths = [row["messages"][1]["content"][0]["text"] for row in batch]
         scores += map(score_any, texts, truths)
-        levels.append(outputs.get("visual_token_level", torch.full((len(batch),), model.config.max_visual_tokens)))
+        levels.append(outputs.visual_token_level)
     return torch.tensor(scores), torch.cat(levels).float()
 
 
-def draw_figure(calibration, path: Path) -> None:
+def to_points(calibration) -> dict:
+    """A half's points (mean visual tokens, share of right answers): fixed numbers, oracle, every threshold."""
+    curve, oracle = calibration.curve(), calibration.oracle()
+    curve = curve[:: max(1, len(curve) // 200)]
+    return {
+        "questions": len(calibration.scores),
+        "fixed": [[point.mean_tokens, round(point.accuracy, 4)] for point in calibration.at_levels()],
+        "oracle": [round(oracle.mean_tokens, 3), round(oracle.accuracy, 4)],
+        "curve": [[round(point.mean_tokens, 3), round(point.accuracy, 4)] for point in curve],
+    }
+
+
+def draw_figure(results: dict) -> plt.Figure:
+    """The judged half: all thresholds, the one that the other half chose, fixed numbers, and the oracle."""
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    curve, fixed, oracle = calibration.curve(), calibration.at_levels(), calibration.oracle()
-    axis.plot([p.mean_tokens for p in curve], [100 * p.accuracy for p in curve], color="#0072B2", label="adaptive")
-    axis.plot(
-        [p.mean_tokens for p in fixed], [100 * p.accuracy for p in fixed], "s--", color="#D55E00", label="fixed m"
-    )
-    axis.plot(oracle.mean_tokens, 100 * oracle.accuracy, "*", color="#009E73", markersize=12, label="oracle")
+
+    def plot(points, style, **how):
+        axis.plot([tokens for tokens, _ in points], [100 * accuracy for _, accuracy in points], style, **how)
+
+    judged, chosen = results["judged"], [results["mean_visual_tokens"], results["accuracy"]]
+    plot(judged["curve"], "-", color="#0072B2", label="adaptive, any confidence")
+    plot([chosen], "o", color="#0072B2", markersize=9, label="adaptive, as calibrated on the other half")
+    plot(judged["fixed"], "s--", color="#D55E00", label="the same m for all questions")
+    plot([judged["oracle"]], "*", color="#009E73", markersize=12, label="oracle: the best m, known beforehand")
     axis.set_xlabel("visual tokens per question, mean")
     axis.set_ylabel("right answers in per cent")
+    axis.set_title(f"{judged['questions']} questions of the judged half", fontsize="medium")
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right")
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -93,7 +109,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--test-questions", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--data-folder", default=DATASET_FOLDER, help="folder with Fashion-MNIST's four files")
-    parser.add_argument("--figure", type=Path, help="PNG file for the curve")
+    parser.add_argument("--figure", type=Path, help="PNG file for the judged half")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     parser.add_argument(
         "--save", action="store_true", help="write the budget to the checkpoint's generation_config.json"
@@ -103,28 +119,35 @@ def main(argv: list[str] | None = None) -> dict:
     model = MQTLlavaForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(args.model)
     rng, items = random.Random(args.seed), load_items("t10k", args.data_folder)
-    halves = [{name: photos[half::2] for name, photos in items.items()} for half in (0, 1)]
-    calibration = calibrate(
-        model,
-        processor,
-        ask(rng, halves[0], args.calibration_questions),
-        target=args.target,
-        levels=args.levels,
-        num_probed_tokens=args.probed_tokens,
-        score=score_any,
-        batch_size=BATCH_SIZE,
-        max_new_tokens=80,
-        save_to=args.model if args.save else None,
-    )
-    rows = ask(rng, halves[1], args.test_questions)
-    scores, levels = answer_all(model, processor, rows, "auto")
-    full_scores, _ = answer_all(model, processor, rows, model.config.max_visual_tokens)
+    counts = (args.calibration_questions, args.test_questions)
+    rows = [
+        ask(rng, {name: photos[half::2] for name, photos in items.items()}, count) for half, count in enumerate(counts)
+    ]
+
+    def measure(half: int, save_to: str | None = None):
+        return calibrate(
+            model,
+            processor,
+            rows[half],
+            target=args.target,
+            levels=args.levels,
+            num_probed_tokens=args.probed_tokens,
+            score=score_any,
+            batch_size=BATCH_SIZE,
+            max_new_tokens=80,
+            save_to=save_to,
+        )
+
+    # The judged half first and for its points alone: the budget that holds is the one that was calibrated last.
+    judged, calibration = measure(1), measure(0, args.model if args.save else None)
+    scores, levels = answer_all(model, processor, rows[1])
+    full_scores = judged.scores[:, -1]
     differences = scores - full_scores
-    samples = torch.randint(len(rows), (2000, len(rows)), generator=torch.Generator().manual_seed(args.seed))
+    samples = torch.randint(len(scores), (2000, len(scores)), generator=torch.Generator().manual_seed(args.seed))
     low, high = differences[samples].mean(1).quantile(torch.tensor([0.025, 0.975])).tolist()
     results = {
         "budget": model.generation_config.adaptive_budget,
-        "questions": len(rows),
+        "questions": len(scores),
         "accuracy": scores.mean().item(),
         "accuracy_at_max": full_scores.mean().item(),
         "difference": differences.mean().item(),
@@ -134,19 +157,12 @@ def main(argv: list[str] | None = None) -> dict:
         "stops": {str(level): int((levels == level).sum()) for level in calibration.levels},
     }
     print(json.dumps(results, indent=1))
+    results |= {"target": args.target, "seed": args.seed}
+    results |= {"judged": to_points(judged), "calibration": to_points(calibration)}
     if args.output:
-        points = [[round(p.mean_tokens, 3), round(p.accuracy, 4)] for p in calibration.curve()]
-        calibrated = {
-            "questions": len(calibration.scores),
-            "target": args.target,
-            "seed": args.seed,
-            "fixed": [[p.mean_tokens, round(p.accuracy, 4)] for p in calibration.at_levels()],
-            "oracle": [round(calibration.oracle().mean_tokens, 3), round(calibration.oracle().accuracy, 4)],
-            "curve": points[:: max(1, len(points) // 200)],
-        }
-        args.output.write_text(json.dumps({**results, "calibration": calibrated}) + "\n")
+        args.output.write_text(json.dumps(results) + "\n")
     if args.figure:
-        draw_figure(calibration, args.figure)
+        draw_figure(results).savefig(args.figure, dpi=120)
     return results
 
 

@@ -3,7 +3,14 @@
 
 from importlib.metadata import version
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoModelForPreTraining,
+    AutoProcessor,
+)
 
 from .adaptive_mqt_llava import AdaptiveBudget
 from .cache_compressed_llava import VisualTokenCache
@@ -21,7 +28,8 @@ for config, model, model_with_head, processor in (
 ):
     AutoConfig.register(config.model_type, config)
     AutoModel.register(config, model)
-    AutoModelForImageTextToText.register(config, model_with_head)
+    for auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForPreTraining):
+        auto_class.register(config, model_with_head)
     AutoProcessor.register(config, processor)
 
 __version__ = version("mqt_llava")

@@ -6,6 +6,7 @@ import operator
 from typing import Any
 
 import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 from transformers.utils import is_numpy_array
 
 from .configuration_compressed_llava import CompressedLlavaConfig
@@ -54,6 +55,8 @@ class MQTLlavaConfig(CompressedLlavaConfig):
         "AutoConfig": "configuration_mqt_llava.MQTLlavaConfig",
         "AutoModel": "modeling_mqt_llava.MQTLlavaModel",
         "AutoModelForImageTextToText": "modeling_mqt_llava.MQTLlavaForConditionalGeneration",
+        "AutoModelForMultimodalLM": "modeling_mqt_llava.MQTLlavaForConditionalGeneration",
+        "AutoModelForPreTraining": "modeling_mqt_llava.MQTLlavaForConditionalGeneration",
     }
 
     max_visual_tokens: int = 256
@@ -124,5 +127,7 @@ def check_num_visual_tokens(
 
 
 MQTLlavaConfig.register_for_auto_class()
+# `transformers serve` asks this table alone which models it can load, registered classes or not.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["mqt_llava"] = "MQTLlavaForConditionalGeneration"
 
 __all__ = ["MQTLlavaConfig"]

@@ -3,6 +3,8 @@
 
 from dataclasses import field
 
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+
 from .configuration_compressed_llava import CompressedLlavaConfig, check_integer
 
 
@@ -54,6 +56,8 @@ class QueCCLlavaConfig(CompressedLlavaConfig):
         "AutoConfig": "configuration_quecc_llava.QueCCLlavaConfig",
         "AutoModel": "modeling_quecc_llava.QueCCLlavaModel",
         "AutoModelForImageTextToText": "modeling_quecc_llava.QueCCLlavaForConditionalGeneration",
+        "AutoModelForMultimodalLM": "modeling_quecc_llava.QueCCLlavaForConditionalGeneration",
+        "AutoModelForPreTraining": "modeling_quecc_llava.QueCCLlavaForConditionalGeneration",
     }
 
     kernel_size: int = 6
@@ -109,5 +113,7 @@ def check_fixed_number(num_visual_tokens: int | None, fixed: int) -> None:
 
 
 QueCCLlavaConfig.register_for_auto_class()
+# `transformers serve` asks this table alone which models it can load, registered classes or not.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["quecc_llava"] = "QueCCLlavaForConditionalGeneration"
 
 __all__ = ["QueCCLlavaConfig"]

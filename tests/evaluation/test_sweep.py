@@ -158,7 +158,7 @@ def test_the_command_refuses_budgets_before_it_loads_anything(tmp_path):
 def test_without_lmms_eval_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lmms_eval", None)
     monkeypatch.setitem(sys.modules, "lmms_eval.evaluator", None)
-    with pytest.raises(ImportError, match=r"pip install mqt_llava\[eval\]"):
+    with pytest.raises(ImportError, match=r'pip install "mqt_llava\[eval\]"'):
         main(["--pretrained", TINY, "--tasks", "gqa", "--budgets", "1", "--output", str(tmp_path)])
 
 

@@ -139,5 +139,5 @@ def test_bad_arguments():
 
 def test_without_scipy_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
-    with pytest.raises(ImportError, match=r"pip install mqt_llava\[plan\]"):
+    with pytest.raises(ImportError, match=r'pip install "mqt_llava\[plan\]"'):
         fit_scaling_law(table_of(LAWS[0]))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 
@@ -54,8 +55,9 @@ def test_the_snippet_runs(tmp_path, monkeypatch, capsys):
 
 def test_the_example_saves_every_figure(tmp_path):
     pytest.importorskip("captum")
-    command = [sys.executable, REPOSITORY / "examples" / "explain.py", "--output", tmp_path, "--budgets", "1", "16"]
-    subprocess.run(list(map(str, command)), check=True)
+    (command,) = re.findall(r"^    python (examples/explain.py .*\n.*)$", PAGE, re.MULTILINE)
+    command = [*shlex.split(command.replace("\\\n", "")), "--output", str(tmp_path)]
+    subprocess.run([sys.executable, *command], cwd=REPOSITORY, check=True)
     assert {path.stem for path in tmp_path.glob("*.png")} == FIGURES
     assert all(Image.open(path).size[0] == 900 for path in tmp_path.glob("*.png"))
     assert {path.stem for path in (REPOSITORY / "docs" / "images" / "explain").glob("*.png")} == FIGURES

@@ -20,7 +20,7 @@ def draw(rows: list[Row], path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("The figure needs matplotlib: pip install mqt_llava[eval]") from error
+        raise ImportError('The figure needs matplotlib: pip install "mqt_llava[eval]"') from error
 
     names = sorted(dict.fromkeys(row.benchmark for row in rows), key=order)
     columns = min(COLUMNS, len(names))

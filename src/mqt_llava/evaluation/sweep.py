@@ -111,7 +111,7 @@ def task_manager(include_path: str | None):
         import lmms_eval.evaluator  # noqa: F401  first, since it makes the log quiet
         from lmms_eval.tasks import TaskManager
     except ImportError as error:
-        raise ImportError(f"A sweep needs lmms-eval: pip install mqt_llava[eval] ({error})") from error
+        raise ImportError(f'A sweep needs lmms-eval: pip install "mqt_llava[eval]" ({error})') from error
     return TaskManager("WARNING", [str(TASKS_FOLDER)] + [include_path] * bool(include_path), model_name="mqt_llava")
 
 

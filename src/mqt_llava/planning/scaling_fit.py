@@ -218,4 +218,4 @@ def _require_scipy() -> None:
     try:
         import scipy  # noqa: F401
     except ImportError as error:
-        raise ImportError("Fitting a scaling law needs SciPy: `pip install mqt_llava[plan]`.") from error
+        raise ImportError('Fitting a scaling law needs SciPy: `pip install "mqt_llava[plan]"`.') from error

@@ -1,5 +1,5 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
-"""MQT-LLaVA for vLLM: `pip install mqt_llava[serve]`, and `vllm serve CHECKPOINT` works without remote code."""
+"""MQT-LLaVA for vLLM: `pip install "mqt_llava[serve]"`, and `vllm serve CHECKPOINT` works without remote code."""
 
 
 def register() -> None:

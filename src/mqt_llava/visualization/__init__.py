@@ -1,7 +1,7 @@
 """
 Visualization: where in an image an answer comes from, what each query looks at, and what more visual tokens change.
 
-Nothing but figures needs matplotlib, nothing but integrated gradients captum: `pip install mqt_llava[visual]`.
+Nothing but figures needs matplotlib, nothing but integrated gradients captum: `pip install "mqt_llava[visual]"`.
 """
 
 from .answers import ImageAnswer

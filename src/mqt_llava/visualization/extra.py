@@ -17,4 +17,4 @@ def import_extra(name: str) -> ModuleType:
         package = name.partition(".")[0]
         if error.name.partition(".")[0] != package:  # it is there, but lacks something itself
             raise
-        raise ImportError(f"This needs {package}: `pip install mqt_llava[visual]`.") from error
+        raise ImportError(f'This needs {package}: `pip install "mqt_llava[visual]"`.') from error
