@@ -227,6 +227,65 @@ def test_transparent_file_shows_what_is_under_its_alpha(processor, tmp_path):
         assert torch.allclose(pixels, reference_pixels(image), atol=1e-6)
 
 
+def transparent_files() -> dict[str, tuple[Image.Image, dict]]:
+    """Images without an alpha channel, and what a PNG file of them says is transparent."""
+    image = make_image()
+    palette, gray = image.convert("P"), image.convert("L")
+    return {
+        "palette index": (palette, {"transparency": palette.getpixel((0, 0))}),
+        "palette alphas": (palette, {"transparency": bytes(range(256))}),
+        "RGB": (image, {"transparency": image.getpixel((0, 0))}),
+        "gray": (gray, {"transparency": gray.getpixel((0, 0))}),
+        "black and white": (image.convert("1"), {"transparency": 0}),
+    }
+
+
+@pytest.mark.parametrize("source", ["PIL", "path", "base64", "data URL", "URL", "chat"])
+@pytest.mark.parametrize("name", transparent_files())
+def test_transparent_colour_of_a_file_is_shown(processor, tmp_path, monkeypatch, name, source):
+    image, options = transparent_files()[name]
+    path = tmp_path / "image.png"
+    image.save(path, **options)
+    assert "transparency" in Image.open(path).info
+    data = base64.b64encode(path.read_bytes()).decode()
+    given = {"PIL": Image.open(path), "base64": data, "data URL": "data:image/png;base64," + data}.get(source, path)
+    if source == "URL":
+        response = SimpleNamespace(content=path.read_bytes())
+        monkeypatch.setattr("transformers.image_utils.httpx.get", lambda *args, **kwargs: response)
+        given = "https://example.com/image.png"
+    if source == "chat":
+        inputs = tokenize_chat(processor, [user(given)])
+    else:
+        inputs = processor(images=given, return_tensors="pt")
+    assert torch.allclose(inputs["pixel_values"][0], reference_pixels(image), atol=1e-6)
+    if source == "PIL":
+        assert "transparency" in given.info  # still: it is the caller's
+
+
+def deep_image(mode: str) -> Image.Image:
+    values = np.arange(600).reshape(20, 30)
+    return Image.fromarray({"I;16": values.astype(np.uint16) * 100, "F": values.astype(np.float32) / 600}[mode])
+
+
+@pytest.mark.parametrize("mode, suffix", [("I;16", "png"), ("I;16", "tiff"), ("F", "tiff")])
+@pytest.mark.parametrize("source", ["PIL", "path", "data URL"])
+def test_deep_pixels_are_the_original_codes_with_a_warning(processor, tmp_path, mode, suffix, source):
+    image, path = deep_image(mode), tmp_path / f"image.{suffix}"
+    image.save(path)
+    data = f"data:image/{suffix};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    given = {"PIL": image, "path": path, "data URL": data}[source]
+    with pytest.warns(UserWarning, match=rf"images\[1\] has values from 0.* \(mode {mode}\).*Scale it") as caught:
+        pixels = processor(images=[make_image(), given], return_tensors="pt")["pixel_values"][1]
+    assert len(caught) == 1
+    assert torch.allclose(pixels, reference_pixels(image), atol=1e-6)
+
+
+@pytest.mark.parametrize("image", [make_image().convert(mode) for mode in ("I", "F", "RGB", "L", "P", "1")], ids=str)
+def test_pixels_that_fit_into_8_bits_are_no_reason_to_warn(processor, image, recwarn):
+    processor(images=image)
+    assert not recwarn.list
+
+
 IMAGE_FORMATS = {
     "PIL": lambda image, path: image,
     "opened": lambda image, path: Image.open(path),

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 from serving_cases import BUDGETS, GOLDEN_KEYS, LEGACY_FALSE, MOSAICS, TINY, TINY_CASES, Case, chat, golden_cases
 
@@ -77,6 +78,14 @@ def test_other_keywords_are_refused(ask, kwargs):
 def test_images_and_placeholders_must_be_as_many(ask, prompt, num_tokens, num_images):
     with pytest.raises(ValueError, match=f"has {num_tokens} <image> tokens, but {num_images} images were passed"):
         ask([Case(prompt, ASK.images * num_images)])
+
+
+def test_what_is_transparent_shows_the_pixels_beneath(ask, expected, tmp_path):
+    """The picture of a long list of items, whose black background the file calls transparent."""
+    case = TINY_CASES[15]
+    Image.open(case.images[0]).save(tmp_path / "transparent.png", transparency=(0, 0, 0))
+    (answer,), _ = ask([Case(case.prompt, (tmp_path / "transparent.png",), case.m)])
+    assert answer == expected["tiny"][15]
 
 
 def test_the_engines_own_default(engine, expected):

@@ -25,6 +25,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import MultiModalDataParser
 
 from ..configuration_mqt_llava import check_num_visual_tokens
+from ..images_compressed_llava import to_rgb
 from ..modeling_compressed_llava import NEVER
 
 
@@ -40,13 +41,12 @@ NAME = "num_visual_tokens"
 
 class MQTLlavaDataParser(MultiModalDataParser):
     def _parse_image_data(self, data: Any) -> Any:
-        # As everywhere in this package alpha is dropped, before vLLM shows it on white.
-        data = [drop_alpha(image) for image in data] if isinstance(data, (list, tuple)) else drop_alpha(data)
+        # As everywhere in this package, before vLLM shows what is transparent on white.
+        if isinstance(data, PIL.Image.Image):
+            data = to_rgb(data, 0)
+        elif isinstance(data, (list, tuple)):
+            data = [to_rgb(image, i) if isinstance(image, PIL.Image.Image) else image for i, image in enumerate(data)]
         return super()._parse_image_data(data)
-
-
-def drop_alpha(image: Any) -> Any:
-    return image.convert("RGB") if isinstance(image, PIL.Image.Image) else image
 
 
 class MQTLlavaProcessingInfo(MultiModalProcessingInfo):
