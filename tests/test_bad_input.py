@@ -88,8 +88,9 @@ def chat(processor, **processor_kwargs):
         lambda p, m: p(images=IMAGE, text=PROMPT, images_kwargs={"num_visual_tokens": m}),
         lambda p, m: p(images=IMAGE, num_visual_tokens=m),
         lambda p, m: chat(p, num_visual_tokens=m),
+        lambda p, m: p._get_num_multimodal_tokens([(20, 30)], num_visual_tokens=m),
     ],
-    ids=["call", "images_kwargs", "images alone", "chat"],
+    ids=["call", "images_kwargs", "images alone", "chat", "engines"],
 )
 def test_num_visual_tokens_of_the_processor(processor, call, m, error, message):
     m, message = filled_in(m, message, 256)

@@ -131,8 +131,33 @@ def test_save_and_load_round_trip(processor, tmp_path):
 
 def test_what_engines_ask_a_processor(processor):
     assert set(processor.model_input_names) == {"input_ids", "attention_mask", "pixel_values", "visual_token_counts"}
-    assert processor._get_num_multimodal_tokens(image_sizes=[(20, 30), (5, 5)]).num_image_tokens == [256, 256]
     assert processor._get_num_multimodal_tokens().num_image_tokens is None
+
+
+@pytest.mark.parametrize("default", [None, 4])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"num_visual_tokens": None},
+        {"num_visual_tokens": 3},
+        {"num_visual_tokens": [1, 2]},
+        {"images_kwargs": {"num_visual_tokens": 3}},
+        {"images_kwargs": {"num_visual_tokens": (1, 2)}},
+    ],
+    ids=str,
+)
+def test_engines_reserve_what_a_call_gives(processor, default, kwargs):
+    processor = MQTLlavaProcessor(processor.image_processor, processor.tokenizer, num_visual_tokens=default)
+    reserved = processor._get_num_multimodal_tokens(image_sizes=[(20, 30), (5, 5)], **kwargs)
+    inputs = processor(images=[make_image(), make_image(5, 5)], text=PROMPT * 2, **kwargs)
+    assert reserved.num_image_tokens == inputs["visual_token_counts"]
+    assert reserved.num_image_patches == [1, 1]
+
+
+def test_one_images_placeholders(processor):
+    inputs = processor(images=[make_image()] * 2, num_visual_tokens=[1, 3], return_tensors="pt")
+    assert [processor.replace_image_token(inputs, index) for index in (0, 1)] == ["<image>", "<image>" * 3]
 
 
 # Batches

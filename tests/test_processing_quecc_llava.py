@@ -287,7 +287,9 @@ def test_save_and_load_round_trip(quecc, tmp_path):
 
 
 def test_what_engines_ask_a_processor(quecc):
-    assert quecc._get_num_multimodal_tokens(image_sizes=[(20, 30), (5, 5)]).num_image_tokens == [36, 36]
+    for kwargs in ({}, {"num_visual_tokens": 36}):
+        assert quecc._get_num_multimodal_tokens(image_sizes=[(20, 30), (5, 5)], **kwargs).num_image_tokens == [36, 36]
+    assert quecc.replace_image_token(quecc(images=make_image()), 0) == "<image>" * 36
 
 
 @pytest.mark.parametrize(
@@ -316,8 +318,9 @@ def test_wrong_arguments_are_refused(quecc, change, error, message):
         lambda p, m: p(images=make_image(), num_visual_tokens=m),
         lambda p, m: p(text="Hello", num_visual_tokens=m),
         lambda p, m: tokenize_chat(p, [user(make_image(), "a?")], processor_kwargs={"num_visual_tokens": m}),
+        lambda p, m: {"input_ids": p._get_num_multimodal_tokens([(20, 30)], num_visual_tokens=m)},
     ],
-    ids=["call", "images_kwargs", "images alone", "text alone", "chat"],
+    ids=["call", "images_kwargs", "images alone", "text alone", "chat", "engines"],
 )
 def test_another_number_of_visual_tokens_is_refused(quecc, call, caplog):
     for m in (4, 37, [36, 4], "auto"):

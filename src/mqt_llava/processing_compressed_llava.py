@@ -100,7 +100,18 @@ class CompressedLlavaProcessor(ProcessorMixin):
             data_format = {**kwargs.get("images_kwargs", {}), **kwargs}.get("input_data_format")
             images = flatten_images(images)
             images = [load_rgb(image, index, data_format) for index, image in enumerate(images)] or None
+        # Text alone has none, but a wrong number is not passed over.
+        self.visual_token_counts(asked_number(kwargs), len(images or []))
         return super().prepare_inputs_layout(images=images, text=text, **kwargs)
+
+    def visual_token_counts(self, asked: int | list[int] | None, num_images: int) -> list[int]:
+        """
+        How many visual tokens each image gets where a call asks for these, or does not ask.
+
+        Raises:
+            TypeError, ValueError: That cannot be asked for.
+        """
+        raise NotImplementedError
 
     def validate_inputs(self, images: ImageInput | None = None, text: list[TextInput] | None = None, **kwargs):
         if text is not None:
@@ -126,13 +137,21 @@ class CompressedLlavaProcessor(ProcessorMixin):
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
         """
-        The most placeholders that images can need, for engines that reserve memory ahead of requests.
+        The placeholders that images become, for engines that reserve memory ahead of requests.
 
         Args:
             image_sizes: `(height, width)` of each image.
+            **kwargs: Of a call, `num_visual_tokens` among them.
+
+        Raises:
+            TypeError, ValueError: `num_visual_tokens` is none that a call could ask for.
         """
         if image_sizes is None:
             return MultiModalData()
-        return MultiModalData(
-            num_image_tokens=[self.max_visual_tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
-        )
+        counts = self.visual_token_counts(asked_number(kwargs), len(image_sizes))
+        return MultiModalData(num_image_tokens=counts, num_image_patches=[1] * len(image_sizes))
+
+
+def asked_number(kwargs: dict) -> int | list[int] | None:
+    """The `num_visual_tokens` among the keywords of a call."""
+    return {**kwargs.get("images_kwargs", {}), **kwargs}.get("num_visual_tokens")

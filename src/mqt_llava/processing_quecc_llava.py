@@ -144,16 +144,18 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
             questions += [question] * len(images)
         return questions
 
-    def prepare_inputs_layout(self, images: ImageInput | None = None, text: TextInput | None = None, **kwargs):
-        asked = {**kwargs.get("images_kwargs", {}), **kwargs}.get("num_visual_tokens")
+    def visual_token_counts(self, asked: int | None, num_images: int) -> list[int]:
         check_fixed_number(asked, self.max_visual_tokens)
-        return super().prepare_inputs_layout(images=images, text=text, **kwargs)
+        return [self.max_visual_tokens] * num_images
 
-    def _process_images(self, images: ImageInput, **kwargs) -> tuple[BatchFeature, list[str]]:
-        kwargs.pop("num_visual_tokens", None)
-        kwargs.pop("input_data_format", None)  # no longer theirs: by now they are PIL images
-        processed_images = self.image_processor(images, **kwargs)
-        return processed_images, [self.image_token * self.max_visual_tokens] * len(images)
+    # `num_visual_tokens` is not the image processor's, and the loaded images have no `input_data_format` any more.
+    def _process_images(
+        self, images: ImageInput, num_visual_tokens=None, input_data_format=None, **kwargs
+    ) -> tuple[BatchFeature, list[str]]:
+        return super()._process_images(images, **kwargs)
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        return self.image_token * self.max_visual_tokens
 
     @property
     def model_input_names(self) -> list[str]:

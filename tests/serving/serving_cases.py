@@ -149,7 +149,9 @@ class Engine:
 
         MQTLlavaModel.get_image_features = counted
         self.llm = LLM(str(checkpoint), dtype="float32", enforce_eager=True, max_model_len=1024, **kwargs)
-        self.encoded.clear()  # of the images that vLLM reserves memory with
+        # The images that vLLM reserves memory with are as large as a request may ask for.
+        assert set(self.encoded) == {json.loads((checkpoint / "config.json").read_text())["max_visual_tokens"]}
+        self.encoded.clear()
 
 
 ENGINE: Engine | None = None

@@ -1,5 +1,7 @@
 """vLLM's engine against transformers, request by request."""
 
+import json
+import shutil
 from collections import Counter
 
 import pytest
@@ -10,6 +12,8 @@ from serving_cases import BUDGETS, GOLDEN_KEYS, LEGACY_FALSE, MOSAICS, TINY, TIN
 
 pytestmark = pytest.mark.vllm
 ASK = Case("USER: <image>\nList the items. ASSISTANT:", (MOSAICS[0],))
+# No room for an image of M visual tokens but the room that is reserved for it.
+NARROW = {"max_num_batched_tokens": 8, "max_num_seqs": 4}
 ONE_INTEGER = "must be one integer in 1..16 for all images of a request"
 BAD_NUMBERS = [
     (0, ValueError, "is 0, but must be an integer in 1..16."),
@@ -90,7 +94,17 @@ def test_what_is_transparent_shows_the_pixels_beneath(ask, expected, tmp_path):
 
 def test_the_engines_own_default(engine, expected):
     """`--mm-processor-kwargs`: for requests that do not say."""
-    ask = engine(TINY, mm_processor_kwargs={"num_visual_tokens": 4})
+    check_default_of_four(engine(TINY, mm_processor_kwargs={"num_visual_tokens": 4}, **NARROW), expected)
+
+
+def test_the_checkpoints_own_default(engine, expected, tmp_path):
+    shutil.copytree(TINY, tmp_path / "four")
+    path = tmp_path / "four" / "processor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_visual_tokens": 4}))
+    check_default_of_four(engine(tmp_path / "four", **NARROW), expected)
+
+
+def check_default_of_four(ask, expected):
     one = TINY_CASES[:4]  # at None, 1, 4, 16
     answers, encoded = ask(one)
     assert [case.m for case in one] == BUDGETS and sorted(encoded) == [1, 4, 16]

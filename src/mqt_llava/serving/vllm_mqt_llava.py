@@ -60,6 +60,10 @@ class MQTLlavaProcessingInfo(MultiModalProcessingInfo):
         # One for every budget: by default vLLM would load a processor from its folder for each m that is asked for.
         return super().get_hf_processor()
 
+    def get_max_image_tokens(self) -> int:
+        """M, whatever the engine's default is: a request may ask for it."""
+        return self.get_hf_processor().max_visual_tokens
+
     def num_visual_tokens(self, request_kwargs: Mapping[str, object]) -> int:
         """
         The number of visual tokens of a request's images: its own, else the engine's `mm_processor_kwargs`, else the
@@ -94,6 +98,12 @@ class MQTLlavaVLLMProcessor(MultiModalProcessor):
         tokenizer = self.info.get_tokenizer()
         first = tokenizer.encode("a")[:1]
         return first if first == [tokenizer.bos_token_id] else []
+
+    def get_dummy_inputs(self, **kwargs) -> "ProcessorInputs":
+        """The images that vLLM reserves memory with have M visual tokens too."""
+        self.info.num_visual_tokens({})  # a wrong default of the engine's is refused when it starts
+        budget = {NAME: self.info.get_max_image_tokens()}
+        return replace(super().get_dummy_inputs(**kwargs), hf_processor_mm_kwargs=budget)
 
     def apply(self, inputs: "ProcessorInputs", timing_ctx: "TimingContext") -> "MultiModalInput":
         processor = self.info.get_hf_processor()
