@@ -99,6 +99,26 @@ def test_num_visual_tokens_of_the_processor(processor, call, m, error, message):
 
 
 @EACH_BAD_NUMBER
+def test_num_visual_tokens_of_a_content_item(processor, m, error, message):
+    m, message = filled_in(m, message, 256)
+    messages = [{"role": "user", "content": [{"type": "image", "image": IMAGE, "num_visual_tokens": m}]}]
+    for conversation, place in ((messages, "conversation[0]"), ([messages], "conversation[0][0]")):
+        with raises(error, f"`{place}['content'][0]['num_visual_tokens']` ", message):
+            processor.apply_chat_template(conversation, tokenize=True)
+
+
+def test_a_fallback_of_the_wrong_length_beside_an_items_number(processor):
+    item = {"type": "image", "image": IMAGE, "num_visual_tokens": 4}
+    with raises(ValueError, "`num_visual_tokens` has 2 entries for 1 image"):
+        processor.apply_chat_template(
+            [{"role": "user", "content": [item]}], tokenize=True, processor_kwargs={"num_visual_tokens": [1, 2]}
+        )
+    with raises(ValueError, "num_visual_tokens was passed two times"):
+        kwargs = {"num_visual_tokens": 1, "images_kwargs": {"num_visual_tokens": 1}}
+        processor.apply_chat_template([{"role": "user", "content": [item]}], tokenize=True, processor_kwargs=kwargs)
+
+
+@EACH_BAD_NUMBER
 @pytest.mark.parametrize("where", ["argument", "generation_config", "model's generation_config"])
 def test_num_visual_tokens_of_generate(tiny_model, where, m, error, message):
     m, message = filled_in(m, message, 16)

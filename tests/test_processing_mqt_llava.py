@@ -160,6 +160,85 @@ def test_one_images_placeholders(processor):
     assert [processor.replace_image_token(inputs, index) for index in (0, 1)] == ["<image>", "<image>" * 3]
 
 
+# The number of visual tokens in an image's own content item
+
+
+def shown(m=None, text: str = "What?", **item) -> dict:
+    """A turn that shows an image at a number of its own, if any."""
+    item = {"type": "image", "image": make_image(), **item, **({} if m is None else {"num_visual_tokens": m})}
+    return {"role": "user", "content": [item, {"type": "text", "text": text}]}
+
+
+def chat_counts(processor, chat, **kwargs) -> list[int]:
+    inputs = tokenize_chat(processor, chat, **kwargs)
+    assert sum(num_placeholders(processor, inputs)) == inputs["visual_token_counts"].sum()
+    return inputs["visual_token_counts"].tolist()
+
+
+def test_an_images_own_number_holds(processor):
+    assert chat_counts(processor, [shown(4)]) == [4]
+    assert chat_counts(processor, [shown(np.int64(4))]) == [4]
+    assert chat_counts(processor, [shown(4, image=np.asarray(make_image()))]) == [4]
+    assert chat_counts(processor, [shown(4), {"role": "assistant", "content": "A shoe."}, shown(7)]) == [4, 7]
+    url = "data:image/png;base64," + base64.b64encode(as_file(make_image())).decode()
+    for item in (
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "image", "url": url},
+        {"type": "image", "base64": url},
+    ):
+        chat = [{"role": "user", "content": [{**item, "num_visual_tokens": 4}, {"type": "text", "text": "What?"}]}]
+        assert chat_counts(processor, chat) == [4]
+
+
+@pytest.mark.parametrize(
+    "processor_kwargs, expected",
+    [
+        ({}, [4, 256, 5, 256]),
+        ({"num_visual_tokens": 9}, [4, 9, 5, 9]),
+        ({"num_visual_tokens": [1, 2, 3, 6]}, [4, 2, 5, 6]),
+        ({"images_kwargs": {"num_visual_tokens": 9}}, [4, 9, 5, 9]),
+        ({"images_kwargs": {"num_visual_tokens": (1, 2, 3, 6)}}, [4, 2, 5, 6]),
+    ],
+    ids=str,
+)
+def test_it_goes_before_the_calls_number_and_the_default(processor, processor_kwargs, expected):
+    chat = [shown(4), {"role": "assistant", "content": "A shoe."}, shown(), shown(5), shown()]
+    assert chat_counts(processor, chat, processor_kwargs=processor_kwargs) == expected
+    batch = [chat[:1], [{"role": "user", "content": "Hello"}], chat[1:]]
+    assert chat_counts(processor, batch, processor_kwargs={"padding": True, **processor_kwargs}) == expected
+    asks_two = MQTLlavaProcessor(processor.image_processor, processor.tokenizer, num_visual_tokens=2)
+    expected = [2 if m == 256 else m for m in expected]
+    assert chat_counts(asks_two, chat, processor_kwargs=processor_kwargs) == expected
+
+
+def test_it_goes_before_a_number_outside_of_processor_kwargs(processor):
+    assert chat_counts(processor, [shown(4), shown()], num_visual_tokens=3) == [4, 3]
+
+
+def test_a_number_that_is_none_is_no_number(processor):
+    chat = [{"role": "user", "content": [{**item, "num_visual_tokens": None} for item in shown()["content"]]}]
+    assert chat_counts(processor, chat, processor_kwargs={"num_visual_tokens": 3}) == [3]
+    assert render(processor, chat) == render(processor, [shown()])
+
+
+def test_the_number_is_refused_in_a_text_that_cannot_carry_it(processor):
+    with pytest.raises(
+        ValueError, match=r"conversation\[1\]\['content'\]\[0\]` has `num_visual_tokens`.*tokenize=True"
+    ):
+        render(processor, [shown(), shown(4)])
+    assert "<image>" in render(processor, [shown()])
+
+
+@pytest.mark.parametrize("kwargs", [{"tokenize": True}, {"tokenize": False}], ids=str)
+def test_a_number_of_what_is_no_image_is_refused(processor, kwargs):
+    chat = [{"role": "user", "content": [{"type": "text", "text": "a", "num_visual_tokens": 4}]}]
+    message = r"conversation{}\[0\]\['content'\]\[0\]\['num_visual_tokens'\]` is 4, but only images"
+    with pytest.raises(ValueError, match=message.format("")):
+        processor.apply_chat_template(chat, **kwargs)
+    with pytest.raises(ValueError, match=message.format(r"\[1\]")):
+        processor.apply_chat_template([[shown()], chat], **kwargs)
+
+
 # Batches
 
 

@@ -328,3 +328,13 @@ def test_another_number_of_visual_tokens_is_refused(quecc, call, caplog):
             call(quecc, m)
     assert "pixel_values" in call(quecc, 36) or "input_ids" in call(quecc, None)
     assert "ignored" not in caplog.text
+
+
+def test_the_number_of_an_image_can_be_the_models_own(quecc):
+    chat = [user(make_image(), "a?")]
+    item = chat[0]["content"][0]
+    item["num_visual_tokens"] = 36
+    assert (tokenize_chat(quecc, chat)["input_ids"] == quecc.image_token_id).sum() == 36
+    item["num_visual_tokens"] = 4
+    with pytest.raises(ValueError, match=r"\[0\]\['num_visual_tokens'\]` is 4, but every image gets 36 visual tokens"):
+        tokenize_chat(quecc, chat)

@@ -94,7 +94,7 @@ class QueCCLlavaConfig(CompressedLlavaConfig):
         return [self.vision_feature_layer, *self.vision_context_layers]
 
 
-def check_fixed_number(num_visual_tokens: int | None, fixed: int) -> None:
+def check_fixed_number(num_visual_tokens: int | None, fixed: int, name: str = "num_visual_tokens") -> None:
     """
     Refuses what MQT-LLaVA allows, to ask for any number of visual tokens; that very number, or None, is no other.
 
@@ -103,7 +103,7 @@ def check_fixed_number(num_visual_tokens: int | None, fixed: int) -> None:
     """
     if num_visual_tokens is not None and (isinstance(num_visual_tokens, list) or num_visual_tokens != fixed):
         raise ValueError(
-            f"`num_visual_tokens` is {num_visual_tokens!r}, but every image gets {fixed} visual tokens: the model's "
+            f"`{name}` is {num_visual_tokens!r}, but every image gets {fixed} visual tokens: the model's "
             "`kernel_size` fixes their number. Leave it out."
         )
 

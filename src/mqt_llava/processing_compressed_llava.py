@@ -1,6 +1,8 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
 """Processor of a LLaVA that has a compressor between vision tower and decoder: what all of them share."""
 
+from typing import Any
+
 import transformers
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, ProcessorMixin
@@ -104,9 +106,45 @@ class CompressedLlavaProcessor(ProcessorMixin):
         self.visual_token_counts(asked_number(kwargs), len(images or []))
         return super().prepare_inputs_layout(images=images, text=text, **kwargs)
 
-    def visual_token_counts(self, asked: int | list[int] | None, num_images: int) -> list[int]:
+    def apply_chat_template(
+        self, conversation: list[dict] | list[list[dict]], chat_template: str | None = None, **kwargs
+    ) -> Any:
         """
-        How many visual tokens each image gets where a call asks for these, or does not ask.
+        As of every processor. The content item of an image may hold `num_visual_tokens`, which goes before the call's
+        number for that image; a list in `processor_kwargs` has an entry for every image all the same.
+
+        Raises:
+            TypeError, ValueError: An item's number cannot be asked for, does not belong to an image, or would be lost
+                in the text that `tokenize=False` returns.
+        """
+        numbers = image_numbers(conversation)
+        if any(number is not None for number in numbers.values()):
+            if not kwargs.get("tokenize"):
+                raise ValueError(
+                    f"`{next(item for item in numbers if numbers[item] is not None)}` has `num_visual_tokens`, but "
+                    "the text that `tokenize=False` returns cannot carry it: pass `tokenize=True`, or leave it out "
+                    "and give the number where the text is tokenized."
+                )
+            # A copy, written to where the call itself gives a number, so that one given twice is refused as ever.
+            kwargs["processor_kwargs"] = place = dict(kwargs.get("processor_kwargs") or {})
+            if "num_visual_tokens" in kwargs:
+                place = kwargs
+            elif "num_visual_tokens" in place.get("images_kwargs", {}):
+                place["images_kwargs"] = place = dict(place["images_kwargs"])
+            counts = self.visual_token_counts(place.get("num_visual_tokens"), len(numbers))
+            own = [
+                count if number is None else self.visual_token_counts(number, 1, f"{item}['num_visual_tokens']")[0]
+                for count, (item, number) in zip(counts, numbers.items())
+            ]
+            if own != counts:
+                place["num_visual_tokens"] = own
+        return super().apply_chat_template(conversation, chat_template, **kwargs)
+
+    def visual_token_counts(
+        self, asked: int | list[int] | None, num_images: int, name: str = "num_visual_tokens"
+    ) -> list[int]:
+        """
+        How many visual tokens each image gets where these are asked for, or none, by an argument of this name.
 
         Raises:
             TypeError, ValueError: That cannot be asked for.
@@ -155,3 +193,27 @@ class CompressedLlavaProcessor(ProcessorMixin):
 def asked_number(kwargs: dict) -> int | list[int] | None:
     """The `num_visual_tokens` among the keywords of a call."""
     return {**kwargs.get("images_kwargs", {}), **kwargs}.get("num_visual_tokens")
+
+
+def image_numbers(conversation: list, name: str = "conversation") -> dict[str, Any]:
+    """
+    What the content items of images say about `num_visual_tokens`, in order and by their places; None is nothing.
+
+    Raises:
+        ValueError: An item says so that is no image.
+    """
+    numbers = {}
+    for i, message in enumerate(conversation):
+        if isinstance(message, (list, tuple)):  # one of several conversations
+            numbers |= image_numbers(message, f"{name}[{i}]")
+            continue
+        content = message.get("content") if isinstance(message, dict) else None
+        for j, item in enumerate(content if isinstance(content, (list, tuple)) else []):
+            if not isinstance(item, dict):
+                continue  # what else a template may take
+            place, number = f"{name}[{i}]['content'][{j}]", item.get("num_visual_tokens")
+            if item.get("type") in ("image", "image_url"):
+                numbers[place] = number
+            elif number is not None:
+                raise ValueError(f"`{place}['num_visual_tokens']` is {number!r}, but only images have visual tokens.")
+    return numbers

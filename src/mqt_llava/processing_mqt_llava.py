@@ -71,10 +71,12 @@ class MQTLlavaProcessor(CompressedLlavaProcessor):
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "num_visual_tokens": self.num_visual_tokens}
 
-    def visual_token_counts(self, asked: int | list[int] | None, num_images: int) -> list[int]:
+    def visual_token_counts(
+        self, asked: int | list[int] | None, num_images: int, name: str = "num_visual_tokens"
+    ) -> list[int]:
         if asked is None:
             asked = self.max_visual_tokens if self.num_visual_tokens is None else self.num_visual_tokens
-        return check_num_visual_tokens(asked, self.max_visual_tokens, num_images)
+        return check_num_visual_tokens(asked, self.max_visual_tokens, num_images, name)
 
     # `num_visual_tokens` is not the image processor's, and the loaded images have no `input_data_format` any more.
     def _process_images(
