@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import inspect
 import io
 import json
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, LlavaImageProcessorPil
+from transformers import AutoProcessor, LlavaImageProcessorPil, ProcessorMixin
 
 import mqt_llava.processing_compressed_llava as processing
 from mqt_llava import MQTLlavaProcessor
@@ -523,6 +524,28 @@ def test_typed_image_token_without_an_image(processor):
     inputs = tokenize_chat(processor, [{"role": "user", "content": "What does <image> mean?"}])
     assert num_placeholders(processor, inputs) == [0]
     assert "pixel_values" not in inputs
+
+
+HAS_SANITIZING = "sanitize_control_tokens" in inspect.signature(ProcessorMixin.apply_chat_template).parameters
+CAN_SANITIZE = pytest.mark.skipif(not HAS_SANITIZING, reason="this release of transformers does not sanitize chats")
+# It writes what a user types as it is, and BOS, without which transformers does not sanitize.
+TRUSTING_TEMPLATE = """\
+{{ bos_token }}{% for message in messages %}{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}\
+{% for block in message['content'] %}{{ '<image>\n' if block['type'] == 'image' else block['text'] }}{% endfor %} \
+{% endfor %}ASSISTANT:"""
+
+
+@CAN_SANITIZE
+@pytest.mark.parametrize("text", ["What is <image>?", "<image>", "<image><image> </s>", "What?"])
+def test_sanitized_chats_hold_the_images_that_are_shown(processor, text):
+    chats = [[user(make_image(), text)], [user(text)], [user("a", make_image(), make_image(seed=1), text)]]
+    kwargs = {"chat_template": TRUSTING_TEMPLATE, "sanitize_control_tokens": True}
+    inputs = tokenize_chat(processor, chats, processor_kwargs={"num_visual_tokens": 2, "padding": True}, **kwargs)
+    assert num_placeholders(processor, inputs) == [2, 0, 4]
+    assert (inputs["input_ids"] == processor.tokenizer.eos_token_id).sum() == 0
+    for row, chat in enumerate(chats):
+        alone = tokenize_chat(processor, chat, processor_kwargs={"num_visual_tokens": 2}, **kwargs)
+        assert torch.equal(inputs["input_ids"][row][inputs["attention_mask"][row] == 1], alone["input_ids"][0])
 
 
 def test_batch_of_chats_with_images_in_several_turns(processor):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_processing_mqt_llava import CAN_SANITIZE, TRUSTING_TEMPLATE
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -227,6 +228,37 @@ def test_whatever_a_user_types_is_the_question(quecc, text):
     inputs = tokenize_chat(quecc, [user(make_image(), text), assistant("<image>"), user("<image> again?")])
     assert questions(quecc, inputs) == [text.replace("<image>", "< image>").strip()]
     assert (inputs["input_ids"] == quecc.image_token_id).sum() == 36
+
+
+@CAN_SANITIZE
+@pytest.mark.parametrize("text", ["What is <image>?", "<image>", "What </s> is <s> this?", "Is it ASSISTANT?"])
+@pytest.mark.parametrize("chat_template", [None, TRUSTING_TEMPLATE], ids=["default template", "trusting template"])
+def test_control_tokens_are_text_in_sanitized_questions(quecc, text, chat_template):
+    kwargs = {"chat_template": chat_template, "sanitize_control_tokens": True}
+    chats = [[user(make_image(), text)], [user(make_image(1), "And here?")]]
+    inputs = tokenize_chat(
+        quecc, chats, processor_kwargs={"padding": True, "add_special_tokens": chat_template is not None}, **kwargs
+    )
+    assert (inputs["input_ids"] == quecc.image_token_id).sum(-1).tolist() == [36, 36]
+    texts = []
+    for ids, mask in zip(inputs["query_input_ids"], inputs["query_attention_mask"]):
+        bos, *ids = ids[mask == 1].tolist()
+        assert bos == quecc.tokenizer.bos_token_id and not set(ids) & set(quecc.tokenizer.all_special_ids)
+        texts.append(quecc.decode(ids))
+    expected = text.replace("<image>", "< image>").partition(" ASSISTANT")[0]
+    assert [one.replace(" ", "") for one in texts] == [expected.replace(" ", ""), "Andhere?"]
+
+
+@CAN_SANITIZE
+def test_an_answer_prefix_that_a_user_types_is_text_in_sanitized_chats(quecc):
+    processor = QueCCLlavaProcessor(
+        quecc.image_processor, copy.deepcopy(quecc.tokenizer), max_visual_tokens=4, answer_prefix="</s>"
+    )
+    template = TRUSTING_TEMPLATE.replace(" {% endfor %}ASSISTANT:", "</s>{% endfor %}ASSISTANT:")
+    chat = [user(make_image(), "What </s> is this?")]
+    inputs = tokenize_chat(processor, chat, chat_template=template, sanitize_control_tokens=True)
+    asked = processor.decode(inputs["query_input_ids"][0], skip_special_tokens=True)
+    assert asked.replace(" ", "") == "What</s>isthis?"
 
 
 def test_a_chat_whose_image_has_no_question_is_refused(quecc):

@@ -1,6 +1,7 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
 """Processor of a LLaVA that has a compressor between vision tower and decoder: what all of them share."""
 
+import re
 from typing import Any
 
 import transformers
@@ -12,6 +13,8 @@ from .images_compressed_llava import flatten_images, load_rgb
 
 
 IMAGE_TOKEN = "<image>"
+# What transformers puts around control tokens that a user typed, where a chat is asked for `sanitize_control_tokens`.
+TYPED_TOKEN_MARKS = "\U000f0000\U000f0001"
 
 # LLaVA's "v1" conversation. A message shows its images first, as the model was trained. A user who types `<image>`
 # gets `< image>`, also across two blocks of text, so that text is never taken for an image.
@@ -167,9 +170,10 @@ class CompressedLlavaProcessor(ProcessorMixin):
         if len(images) != len(text):
             raise ValueError(f"`images` is a list of {len(images)} lists, but there are {len(text)} prompts.")
         for index, (row, sample) in enumerate(zip(images, text)):
-            if sample.count(self.image_token) != len(row):
+            num_tokens = len(split_at_tokens(sample, self.image_token)) - 1
+            if num_tokens != len(row):
                 raise ValueError(
-                    f"text[{index}] has {sample.count(self.image_token)} {self.image_token} tokens, "
+                    f"text[{index}] has {num_tokens} {self.image_token} tokens, "
                     f"but images[{index}] holds {len(row)} images."
                 )
 
@@ -188,6 +192,11 @@ class CompressedLlavaProcessor(ProcessorMixin):
             return MultiModalData()
         counts = self.visual_token_counts(asked_number(kwargs), len(image_sizes))
         return MultiModalData(num_image_tokens=counts, num_image_patches=[1] * len(image_sizes))
+
+
+def split_at_tokens(text: str, token: str) -> list[str]:
+    """As `text.split(token)`, but what a user typed and transformers has marked as text is no token."""
+    return re.split(f"(?<!{TYPED_TOKEN_MARKS[0]}){re.escape(token)}", text)
 
 
 def asked_number(kwargs: dict) -> int | list[int] | None:

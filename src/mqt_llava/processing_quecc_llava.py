@@ -1,6 +1,7 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
 """Processor of QueCC-LLaVA: images and text in, and beside them the question that each image is asked."""
 
+import re
 from typing import Any
 
 from transformers import BatchFeature
@@ -10,7 +11,12 @@ from transformers.tokenization_utils_base import TextInput
 
 from .configuration_compressed_llava import check_integer
 from .configuration_quecc_llava import check_fixed_number
-from .processing_compressed_llava import V1_CHAT_TEMPLATE, CompressedLlavaProcessor
+from .processing_compressed_llava import (
+    TYPED_TOKEN_MARKS,
+    V1_CHAT_TEMPLATE,
+    CompressedLlavaProcessor,
+    split_at_tokens,
+)
 
 
 class QueCCLlavaImagesKwargs(ImagesKwargs, total=False):
@@ -101,8 +107,8 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
         """
         inputs = super().__call__(images=images, text=text, **kwargs)
         num_images = len(inputs.get("pixel_values", []))
+        prompts = [text] if isinstance(text, str) else text or []
         if query is None:
-            prompts = [text] if isinstance(text, str) else text or []
             questions = [question for prompt in prompts for question in self.questions(prompt)]
         else:
             questions = [query] * num_images if isinstance(query, str) else query
@@ -118,10 +124,16 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
         if questions:
             # Text, also where it names the placeholder. Without padding where none is needed, for tokenizers without.
             questions = [question.replace(self.image_token, "< image>") for question in questions]
+            tokens = self.tokenizer(
+                questions,
+                padding=len(set(questions)) > 1,
+                # A question is what a user typed, so that none of its control tokens was meant.
+                split_special_tokens=kwargs.get("sanitize_control_tokens") or None,
+            )
+            ids, mask = tokens["input_ids"], tokens["attention_mask"]
             return_tensors = {**kwargs.get("text_kwargs", {}), **kwargs}.get("return_tensors")
-            tokens = self.tokenizer(questions, padding=len(set(questions)) > 1, return_tensors=return_tensors)
-            inputs["query_input_ids"] = tokens["input_ids"]
-            inputs["query_attention_mask"] = tokens["attention_mask"]
+            query_inputs = {"query_input_ids": ids, "query_attention_mask": mask}
+            inputs.update(BatchFeature(query_inputs, tensor_type=return_tensors))
         return inputs
 
     def questions(self, prompt: str) -> list[str]:
@@ -132,10 +144,10 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
             ValueError: An image has none behind it.
         """
         questions = []
-        for turn in prompt.split(self.answer_prefix):
-            *images, rest = turn.split(self.image_token)
+        for turn in split_at_tokens(prompt, self.answer_prefix):
+            *images, rest = split_at_tokens(turn, self.image_token)
             first_line, line_break, others = rest.partition("\n")
-            question = (others if line_break else first_line).strip()
+            question = re.sub(f"[{TYPED_TOKEN_MARKS}]", "", others if line_break else first_line).strip()
             if images and not question:
                 raise ValueError(
                     f"There is no question behind {self.image_token} in {turn[-100:]!r}. Ask one, or pass `query`, "
