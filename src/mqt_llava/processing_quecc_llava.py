@@ -131,6 +131,13 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
                 split_special_tokens=kwargs.get("sanitize_control_tokens") or None,
             )
             ids, mask = tokens["input_ids"], tokens["attention_mask"]
+            if len(prompts) == 1 and len(set(questions)) > 1:
+                # A pipeline's batches may keep the first row of each prompt alone. This one tells that there were
+                # others by a masked placeholder, which no question holds.
+                if 0 in mask[0]:
+                    ids[0][mask[0].index(0)] = self.image_token_id
+                else:
+                    ids, mask = [[*row, self.image_token_id] for row in ids], [[*row, 0] for row in mask]
             return_tensors = {**kwargs.get("text_kwargs", {}), **kwargs}.get("return_tensors")
             query_inputs = {"query_input_ids": ids, "query_attention_mask": mask}
             inputs.update(BatchFeature(query_inputs, tensor_type=return_tensors))
