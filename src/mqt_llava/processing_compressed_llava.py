@@ -160,7 +160,8 @@ class CompressedLlavaProcessor(ProcessorMixin):
             if sum(num_tokens) != num_images:
                 raise ValueError(
                     f"The prompts have {sum(num_tokens)} {self.image_token} tokens, but {num_images} images were "
-                    f"passed: there must be one for each (tokens per prompt: {num_tokens})."
+                    f"passed. The number of {self.image_token} tokens in the prompts should be the same as the number "
+                    f"of images (tokens per prompt: {num_tokens})."
                 )
         super().validate_inputs(images=images, text=text, **kwargs)
 
@@ -168,7 +169,10 @@ class CompressedLlavaProcessor(ProcessorMixin):
         if not images or not all(isinstance(row, (list, tuple)) for row in images):
             return
         if len(images) != len(text):
-            raise ValueError(f"`images` is a list of {len(images)} lists, but there are {len(text)} prompts.")
+            raise ValueError(
+                f"`images` is a list of {len(images)} lists, but there are {len(text)} prompts. The number of "
+                f"{self.image_token} tokens in the prompts should be the same as the number of images, list by list."
+            )
         for index, (row, sample) in enumerate(zip(images, text)):
             num_tokens = len(split_at_tokens(sample, self.image_token)) - 1
             if num_tokens != len(row):
