@@ -95,13 +95,34 @@ def chat(processor, **processor_kwargs):
         lambda p, m: p(images=IMAGE, text=PROMPT, images_kwargs={"num_visual_tokens": m}),
         lambda p, m: p(images=IMAGE, num_visual_tokens=m),
         lambda p, m: chat(p, num_visual_tokens=m),
+        lambda p, m: p._get_num_multimodal_tokens([(20, 30)], num_visual_tokens=m),
     ],
-    ids=["call", "images_kwargs", "images alone", "chat"],
+    ids=["call", "images_kwargs", "images alone", "chat", "engines"],
 )
 def test_num_visual_tokens_of_the_processor(processor, call, m, error, message):
     m, message = filled_in(m, message, 256)
     with raises(error, "`num_visual_tokens`", message):
         call(processor, m)
+
+
+@EACH_BAD_NUMBER
+def test_num_visual_tokens_of_a_content_item(processor, m, error, message):
+    m, message = filled_in(m, message, 256)
+    messages = [{"role": "user", "content": [{"type": "image", "image": IMAGE, "num_visual_tokens": m}]}]
+    for conversation, place in ((messages, "conversation[0]"), ([messages], "conversation[0][0]")):
+        with raises(error, f"`{place}['content'][0]['num_visual_tokens']` ", message):
+            processor.apply_chat_template(conversation, tokenize=True)
+
+
+def test_a_fallback_of_the_wrong_length_beside_an_items_number(processor):
+    item = {"type": "image", "image": IMAGE, "num_visual_tokens": 4}
+    with raises(ValueError, "`num_visual_tokens` has 2 entries for 1 image"):
+        processor.apply_chat_template(
+            [{"role": "user", "content": [item]}], tokenize=True, processor_kwargs={"num_visual_tokens": [1, 2]}
+        )
+    with raises(ValueError, "num_visual_tokens was passed two times"):
+        kwargs = {"num_visual_tokens": 1, "images_kwargs": {"num_visual_tokens": 1}}
+        processor.apply_chat_template([{"role": "user", "content": [item]}], tokenize=True, processor_kwargs=kwargs)
 
 
 @EACH_BAD_NUMBER
@@ -155,11 +176,14 @@ def test_number_out_of_range_for_a_prompt_without_images(tiny_model):
 
 # Prompts and images that do not fit
 
+# As transformers says it, and looks for it in its own tests of processors.
+SAME_NUMBER = " tokens in the prompts should be the same as the number of "
+
 
 @pytest.mark.parametrize(
     "images, text, parts",
     [
-        (IMAGE, "Hello", ["0 <image> tokens", "1 images"]),
+        (IMAGE, "Hello", ["0 <image> tokens", "1 images", SAME_NUMBER]),
         (None, PROMPT, ["1 <image> tokens", "0 images"]),
         ([], PROMPT, ["1 <image> tokens", "0 images"]),
         (IMAGE, PROMPT + PROMPT, ["2 <image> tokens", "1 images"]),
@@ -167,7 +191,7 @@ def test_number_out_of_range_for_a_prompt_without_images(tiny_model):
         ([IMAGE], [], ["0 <image> tokens", "1 images"]),
         ([[IMAGE, IMAGE], []], [PROMPT, PROMPT], ["text[0] has 1 <image> tokens", "images[0] holds 2 images"]),
         ([[IMAGE], []], ["Hello", PROMPT], ["text[0] has 0 <image> tokens", "images[0] holds 1 images"]),
-        ([[IMAGE], [IMAGE], []], [PROMPT, PROMPT], ["list of 3 lists", "2 prompts"]),
+        ([[IMAGE], [IMAGE], []], [PROMPT, PROMPT], ["list of 3 lists", "2 prompts", SAME_NUMBER]),
         ([[IMAGE, IMAGE]], [PROMPT, PROMPT], ["list of 1 lists", "2 prompts"]),
     ],
 )

@@ -260,6 +260,46 @@ def test_pipeline_answers_plain_images_and_texts(pipe, budget, m):
     assert texts(ask(images, prompts, batch_size=2)) == expected
 
 
+def with_numbers(chat: list[dict], *numbers: int) -> list[dict]:
+    """The chat with a number of visual tokens in the content item of each image."""
+    numbers = iter(numbers)
+    return [
+        {
+            **message,
+            "content": [
+                {**item, "num_visual_tokens": next(numbers)} if item["type"] == "image" else item
+                for item in message["content"]
+            ],
+        }
+        for message in chat
+    ]
+
+
+def test_pipeline_takes_m_from_the_images_items(pipe):
+    expected = [answer_chat(pipe, 0, 3, num_visual_tokens=[1, 2, 4]), answer_chat(pipe, 1, num_visual_tokens=4)]
+    assert expected != [answer_chat(pipe, 0, 3), answer_chat(pipe, 1)], "m changes nothing"
+    chats = [with_numbers(make_chat(0, num_images=3), 1, 2, 4), with_numbers(make_chat(1), 4)]
+    for kwargs in ({}, {"processor_kwargs": {"num_visual_tokens": 8}}):
+        assert texts([pipe(text=chat, **kwargs, **ASK) for chat in chats]) == expected
+        assert texts(pipe(text=chats, **kwargs, **ASK)) == expected
+        assert texts(pipe(text=chats, batch_size=2, **kwargs, **ASK)) == expected
+
+
+def test_what_generate_is_told_goes_before_the_items(pipe, folder):
+    expected = [answer_chat(pipe, 0, num_visual_tokens=4)]
+    chat = with_numbers(make_chat(0), 256)
+    assert expected != texts(pipe(text=chat, **ASK)), "m changes nothing"
+    assert texts(pipe(text=chat, generate_kwargs={"num_visual_tokens": 4}, **ASK)) == expected
+    asks_four = pipeline("image-text-to-text", model=folder)
+    asks_four.model.generation_config.num_visual_tokens = 4
+    assert texts(asks_four(text=chat, **ASK)) == expected
+
+
+def test_pipeline_refuses_a_wrong_m_of_an_item(pipe):
+    with pytest.raises(ValueError, match=r"\['num_visual_tokens'\]` is 257, but must be an integer in 1\.\.256"):
+        pipe(text=with_numbers(make_chat(0), 257), **ASK)
+
+
 @pytest.mark.parametrize("m", [None, 4])
 def test_pipeline_batches_chats_with_different_numbers_of_images(pipe, m):
     expected = [answer_chat(pipe, 0, num_images=3, num_visual_tokens=m), answer_chat(pipe, 1, num_visual_tokens=m)]

@@ -156,14 +156,34 @@ def test_pipeline_takes_the_callers_question(pipe, query, monkeypatch):
     assert answer == [answer_chat(pipe, chat, query=query)]
 
 
-def test_pipeline_batches_prompts_with_several_images_where_it_can(pipe):
-    """Its batches keep one question for each prompt, unless all questions are of the same length."""
-    chats = [make_chat(0, num_images=3), make_chat(0)]
-    assert texts(pipe(text=chats, batch_size=2, **ASK)) == [answer_chat(pipe, chat) for chat in chats]
-    chats = [make_chat(0, num_images=3), make_chat(1)]
-    with pytest.raises(ValueError, match="has 2 rows for 4 images.*A pipeline's batches lose rows"):
-        pipe(text=chats, batch_size=2, **ASK)
-    assert texts(pipe(text=chats, **ASK)) == [answer_chat(pipe, chat) for chat in chats]
+@pytest.mark.parametrize("kwargs", [{}, {"num_beams": 2}, {"processor_kwargs": {"query": "Where?"}}], ids=str)
+def test_pipeline_batches_prompts_with_several_images(pipe, kwargs):
+    """Its batches keep the first question of each prompt."""
+    query = kwargs.get("processor_kwargs", {})
+    for chats in (
+        [make_chat(0, num_images=3), make_chat(1)],
+        [make_chat(0), make_chat(1, num_images=2)],
+        [make_chat(0, num_images=3), make_chat(0)],
+        [make_chat(0, num_images=2), make_chat(1, num_images=2)],
+    ):
+        expected = [answer_chat(pipe, chat, **query) for chat in chats]
+        if "num_beams" in kwargs:
+            expected = texts(pipe(text=chats, **kwargs, **ASK))
+        assert texts(pipe(text=chats, batch_size=2, **kwargs, **ASK)) == expected
+
+
+def test_pipeline_batches_that_lose_questions_are_refused(pipe):
+    """Several of a prompt, where those of another are shorter."""
+    message = "has 2 rows for 3 images.*lose rows where a prompt asks several questions"
+    for asked in ((0, 1), (1, 0)):
+        chats = [[*make_chat(asked[0]), {"role": "assistant", "content": "A shoe."}, *make_chat(asked[1])]]
+        expected = [answer_chat(pipe, chat) for chat in [*chats, make_chat(0)]]
+        for ordered in ([*chats, make_chat(0)], [make_chat(0), *chats]):
+            with pytest.raises(ValueError, match=message):
+                pipe(text=ordered, batch_size=2, **ASK)
+        assert texts(pipe(text=[*chats, make_chat(0)], **ASK)) == expected
+        # None is lost where they are padded to the same length.
+        assert texts(pipe(text=chats * 2, batch_size=2, **ASK)) == expected[:1] * 2
 
 
 @pytest.mark.parametrize("where", ["processor_kwargs", "generate_kwargs"])

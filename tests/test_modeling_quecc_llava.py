@@ -191,8 +191,10 @@ def test_each_image_of_a_prompt_has_its_own_question(model):
         assert relative_error(features(model, alone)[0], together[i]) < 1e-5
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("call", ["forward", "generate", "get_image_features"])
+@pytest.mark.parametrize(
+    "call, rows",
+    [("forward", 1), ("forward", 3), ("generate", 3), ("get_image_features", 1), ("get_image_features", 3)],
+)
 def test_another_number_of_questions_than_images_is_refused(model, call, rows):
     inputs = random_quecc_inputs([WHAT, WHAT])
     for name in ("query_input_ids", "query_attention_mask"):

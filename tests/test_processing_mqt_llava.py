@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import inspect
 import io
 import json
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, LlavaImageProcessorPil
+from transformers import AutoProcessor, LlavaImageProcessorPil, ProcessorMixin
 
 import mqt_llava.processing_compressed_llava as processing
 from mqt_llava import MQTLlavaProcessor
@@ -131,8 +132,112 @@ def test_save_and_load_round_trip(processor, tmp_path):
 
 def test_what_engines_ask_a_processor(processor):
     assert set(processor.model_input_names) == {"input_ids", "attention_mask", "pixel_values", "visual_token_counts"}
-    assert processor._get_num_multimodal_tokens(image_sizes=[(20, 30), (5, 5)]).num_image_tokens == [256, 256]
     assert processor._get_num_multimodal_tokens().num_image_tokens is None
+
+
+@pytest.mark.parametrize("default", [None, 4])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"num_visual_tokens": None},
+        {"num_visual_tokens": 3},
+        {"num_visual_tokens": [1, 2]},
+        {"images_kwargs": {"num_visual_tokens": 3}},
+        {"images_kwargs": {"num_visual_tokens": (1, 2)}},
+    ],
+    ids=str,
+)
+def test_engines_reserve_what_a_call_gives(processor, default, kwargs):
+    processor = MQTLlavaProcessor(processor.image_processor, processor.tokenizer, num_visual_tokens=default)
+    reserved = processor._get_num_multimodal_tokens(image_sizes=[(20, 30), (5, 5)], **kwargs)
+    inputs = processor(images=[make_image(), make_image(5, 5)], text=PROMPT * 2, **kwargs)
+    assert reserved.num_image_tokens == inputs["visual_token_counts"]
+    assert reserved.num_image_patches == [1, 1]
+
+
+def test_one_images_placeholders(processor):
+    inputs = processor(images=[make_image()] * 2, num_visual_tokens=[1, 3], return_tensors="pt")
+    assert [processor.replace_image_token(inputs, index) for index in (0, 1)] == ["<image>", "<image>" * 3]
+
+
+# The number of visual tokens in an image's own content item
+
+
+def shown(m=None, text: str = "What?", **item) -> dict:
+    """A turn that shows an image at a number of its own, if any."""
+    item = {"type": "image", "image": make_image(), **item, **({} if m is None else {"num_visual_tokens": m})}
+    return {"role": "user", "content": [item, {"type": "text", "text": text}]}
+
+
+def chat_counts(processor, chat, **kwargs) -> list[int]:
+    inputs = tokenize_chat(processor, chat, **kwargs)
+    assert sum(num_placeholders(processor, inputs)) == inputs["visual_token_counts"].sum()
+    return inputs["visual_token_counts"].tolist()
+
+
+def test_an_images_own_number_holds(processor):
+    assert chat_counts(processor, [shown(4)]) == [4]
+    assert chat_counts(processor, [shown(np.int64(4))]) == [4]
+    assert chat_counts(processor, [shown(4, image=np.asarray(make_image()))]) == [4]
+    assert chat_counts(processor, [shown(4), {"role": "assistant", "content": "A shoe."}, shown(7)]) == [4, 7]
+    url = "data:image/png;base64," + base64.b64encode(as_file(make_image())).decode()
+    for item in (
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "image", "url": url},
+        {"type": "image", "base64": url},
+    ):
+        chat = [{"role": "user", "content": [{**item, "num_visual_tokens": 4}, {"type": "text", "text": "What?"}]}]
+        assert chat_counts(processor, chat) == [4]
+
+
+@pytest.mark.parametrize(
+    "processor_kwargs, expected",
+    [
+        ({}, [4, 256, 5, 256]),
+        ({"num_visual_tokens": 9}, [4, 9, 5, 9]),
+        ({"num_visual_tokens": [1, 2, 3, 6]}, [4, 2, 5, 6]),
+        ({"images_kwargs": {"num_visual_tokens": 9}}, [4, 9, 5, 9]),
+        ({"images_kwargs": {"num_visual_tokens": (1, 2, 3, 6)}}, [4, 2, 5, 6]),
+    ],
+    ids=str,
+)
+def test_it_goes_before_the_calls_number_and_the_default(processor, processor_kwargs, expected):
+    chat = [shown(4), {"role": "assistant", "content": "A shoe."}, shown(), shown(5), shown()]
+    assert chat_counts(processor, chat, processor_kwargs=processor_kwargs) == expected
+    batch = [chat[:1], [{"role": "user", "content": "Hello"}], chat[1:]]
+    assert chat_counts(processor, batch, processor_kwargs={"padding": True, **processor_kwargs}) == expected
+    asks_two = MQTLlavaProcessor(processor.image_processor, processor.tokenizer, num_visual_tokens=2)
+    expected = [2 if m == 256 else m for m in expected]
+    assert chat_counts(asks_two, chat, processor_kwargs=processor_kwargs) == expected
+
+
+def test_it_goes_before_a_number_outside_of_processor_kwargs(processor):
+    assert chat_counts(processor, [shown(4), shown()], num_visual_tokens=3) == [4, 3]
+
+
+def test_a_number_that_is_none_is_no_number(processor):
+    chat = [{"role": "user", "content": [{**item, "num_visual_tokens": None} for item in shown()["content"]]}]
+    assert chat_counts(processor, chat, processor_kwargs={"num_visual_tokens": 3}) == [3]
+    assert render(processor, chat) == render(processor, [shown()])
+
+
+def test_the_number_is_refused_in_a_text_that_cannot_carry_it(processor):
+    with pytest.raises(
+        ValueError, match=r"conversation\[1\]\['content'\]\[0\]` has `num_visual_tokens`.*tokenize=True"
+    ):
+        render(processor, [shown(), shown(4)])
+    assert "<image>" in render(processor, [shown()])
+
+
+@pytest.mark.parametrize("kwargs", [{"tokenize": True}, {"tokenize": False}], ids=str)
+def test_a_number_of_what_is_no_image_is_refused(processor, kwargs):
+    chat = [{"role": "user", "content": [{"type": "text", "text": "a", "num_visual_tokens": 4}]}]
+    message = r"conversation{}\[0\]\['content'\]\[0\]\['num_visual_tokens'\]` is 4, but only images"
+    with pytest.raises(ValueError, match=message.format("")):
+        processor.apply_chat_template(chat, **kwargs)
+    with pytest.raises(ValueError, match=message.format(r"\[1\]")):
+        processor.apply_chat_template([[shown()], chat], **kwargs)
 
 
 # Batches
@@ -225,6 +330,65 @@ def test_transparent_file_shows_what_is_under_its_alpha(processor, tmp_path):
     for given in (transparent, str(tmp_path / "transparent.png"), rgba, torch.tensor(rgba).permute(2, 0, 1)):
         pixels = processor(images=given, return_tensors="pt", num_visual_tokens=1)["pixel_values"][0]
         assert torch.allclose(pixels, reference_pixels(image), atol=1e-6)
+
+
+def transparent_files() -> dict[str, tuple[Image.Image, dict]]:
+    """Images without an alpha channel, and what a PNG file of them says is transparent."""
+    image = make_image()
+    palette, gray = image.convert("P"), image.convert("L")
+    return {
+        "palette index": (palette, {"transparency": palette.getpixel((0, 0))}),
+        "palette alphas": (palette, {"transparency": bytes(range(256))}),
+        "RGB": (image, {"transparency": image.getpixel((0, 0))}),
+        "gray": (gray, {"transparency": gray.getpixel((0, 0))}),
+        "black and white": (image.convert("1"), {"transparency": 0}),
+    }
+
+
+@pytest.mark.parametrize("source", ["PIL", "path", "base64", "data URL", "URL", "chat"])
+@pytest.mark.parametrize("name", transparent_files())
+def test_transparent_colour_of_a_file_is_shown(processor, tmp_path, monkeypatch, name, source):
+    image, options = transparent_files()[name]
+    path = tmp_path / "image.png"
+    image.save(path, **options)
+    assert "transparency" in Image.open(path).info
+    data = base64.b64encode(path.read_bytes()).decode()
+    given = {"PIL": Image.open(path), "base64": data, "data URL": "data:image/png;base64," + data}.get(source, path)
+    if source == "URL":
+        response = SimpleNamespace(content=path.read_bytes())
+        monkeypatch.setattr("transformers.image_utils.httpx.get", lambda *args, **kwargs: response)
+        given = "https://example.com/image.png"
+    if source == "chat":
+        inputs = tokenize_chat(processor, [user(given)])
+    else:
+        inputs = processor(images=given, return_tensors="pt")
+    assert torch.allclose(inputs["pixel_values"][0], reference_pixels(image), atol=1e-6)
+    if source == "PIL":
+        assert "transparency" in given.info  # still: it is the caller's
+
+
+def deep_image(mode: str) -> Image.Image:
+    values = np.arange(600).reshape(20, 30)
+    return Image.fromarray({"I;16": values.astype(np.uint16) * 100, "F": values.astype(np.float32) / 600}[mode])
+
+
+@pytest.mark.parametrize("mode, suffix", [("I;16", "png"), ("I;16", "tiff"), ("F", "tiff")])
+@pytest.mark.parametrize("source", ["PIL", "path", "data URL"])
+def test_deep_pixels_are_the_original_codes_with_a_warning(processor, tmp_path, mode, suffix, source):
+    image, path = deep_image(mode), tmp_path / f"image.{suffix}"
+    image.save(path)
+    data = f"data:image/{suffix};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    given = {"PIL": image, "path": path, "data URL": data}[source]
+    with pytest.warns(UserWarning, match=rf"images\[1\] has values from 0.* \(mode {mode}\).*Scale it") as caught:
+        pixels = processor(images=[make_image(), given], return_tensors="pt")["pixel_values"][1]
+    assert len(caught) == 1
+    assert torch.allclose(pixels, reference_pixels(image), atol=1e-6)
+
+
+@pytest.mark.parametrize("image", [make_image().convert(mode) for mode in ("I", "F", "RGB", "L", "P", "1")], ids=str)
+def test_pixels_that_fit_into_8_bits_are_no_reason_to_warn(processor, image, recwarn):
+    processor(images=image)
+    assert not recwarn.list
 
 
 IMAGE_FORMATS = {
@@ -360,6 +524,28 @@ def test_typed_image_token_without_an_image(processor):
     inputs = tokenize_chat(processor, [{"role": "user", "content": "What does <image> mean?"}])
     assert num_placeholders(processor, inputs) == [0]
     assert "pixel_values" not in inputs
+
+
+HAS_SANITIZING = "sanitize_control_tokens" in inspect.signature(ProcessorMixin.apply_chat_template).parameters
+CAN_SANITIZE = pytest.mark.skipif(not HAS_SANITIZING, reason="this release of transformers does not sanitize chats")
+# It writes what a user types as it is, and BOS, without which transformers does not sanitize.
+TRUSTING_TEMPLATE = """\
+{{ bos_token }}{% for message in messages %}{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}\
+{% for block in message['content'] %}{{ '<image>\n' if block['type'] == 'image' else block['text'] }}{% endfor %} \
+{% endfor %}ASSISTANT:"""
+
+
+@CAN_SANITIZE
+@pytest.mark.parametrize("text", ["What is <image>?", "<image>", "<image><image> </s>", "What?"])
+def test_sanitized_chats_hold_the_images_that_are_shown(processor, text):
+    chats = [[user(make_image(), text)], [user(text)], [user("a", make_image(), make_image(seed=1), text)]]
+    kwargs = {"chat_template": TRUSTING_TEMPLATE, "sanitize_control_tokens": True}
+    inputs = tokenize_chat(processor, chats, processor_kwargs={"num_visual_tokens": 2, "padding": True}, **kwargs)
+    assert num_placeholders(processor, inputs) == [2, 0, 4]
+    assert (inputs["input_ids"] == processor.tokenizer.eos_token_id).sum() == 0
+    for row, chat in enumerate(chats):
+        alone = tokenize_chat(processor, chat, processor_kwargs={"num_visual_tokens": 2}, **kwargs)
+        assert torch.equal(inputs["input_ids"][row][inputs["attention_mask"][row] == 1], alone["input_ids"][0])
 
 
 def test_batch_of_chats_with_images_in_several_turns(processor):

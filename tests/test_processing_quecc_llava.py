@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_processing_mqt_llava import CAN_SANITIZE, TRUSTING_TEMPLATE
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -229,6 +230,37 @@ def test_whatever_a_user_types_is_the_question(quecc, text):
     assert (inputs["input_ids"] == quecc.image_token_id).sum() == 36
 
 
+@CAN_SANITIZE
+@pytest.mark.parametrize("text", ["What is <image>?", "<image>", "What </s> is <s> this?", "Is it ASSISTANT?"])
+@pytest.mark.parametrize("chat_template", [None, TRUSTING_TEMPLATE], ids=["default template", "trusting template"])
+def test_control_tokens_are_text_in_sanitized_questions(quecc, text, chat_template):
+    kwargs = {"chat_template": chat_template, "sanitize_control_tokens": True}
+    chats = [[user(make_image(), text)], [user(make_image(1), "And here?")]]
+    inputs = tokenize_chat(
+        quecc, chats, processor_kwargs={"padding": True, "add_special_tokens": chat_template is not None}, **kwargs
+    )
+    assert (inputs["input_ids"] == quecc.image_token_id).sum(-1).tolist() == [36, 36]
+    texts = []
+    for ids, mask in zip(inputs["query_input_ids"], inputs["query_attention_mask"]):
+        bos, *ids = ids[mask == 1].tolist()
+        assert bos == quecc.tokenizer.bos_token_id and not set(ids) & set(quecc.tokenizer.all_special_ids)
+        texts.append(quecc.decode(ids))
+    expected = text.replace("<image>", "< image>").partition(" ASSISTANT")[0]
+    assert [one.replace(" ", "") for one in texts] == [expected.replace(" ", ""), "Andhere?"]
+
+
+@CAN_SANITIZE
+def test_an_answer_prefix_that_a_user_types_is_text_in_sanitized_chats(quecc):
+    processor = QueCCLlavaProcessor(
+        quecc.image_processor, copy.deepcopy(quecc.tokenizer), max_visual_tokens=4, answer_prefix="</s>"
+    )
+    template = TRUSTING_TEMPLATE.replace(" {% endfor %}ASSISTANT:", "</s>{% endfor %}ASSISTANT:")
+    chat = [user(make_image(), "What </s> is this?")]
+    inputs = tokenize_chat(processor, chat, chat_template=template, sanitize_control_tokens=True)
+    asked = processor.decode(inputs["query_input_ids"][0], skip_special_tokens=True)
+    assert asked.replace(" ", "") == "What</s>isthis?"
+
+
 def test_a_chat_whose_image_has_no_question_is_refused(quecc):
     for content in ((make_image(),), (make_image(), ""), (make_image(), " \n")):
         with pytest.raises(ValueError, match="There is no question behind <image>"):
@@ -287,7 +319,9 @@ def test_save_and_load_round_trip(quecc, tmp_path):
 
 
 def test_what_engines_ask_a_processor(quecc):
-    assert quecc._get_num_multimodal_tokens(image_sizes=[(20, 30), (5, 5)]).num_image_tokens == [36, 36]
+    for kwargs in ({}, {"num_visual_tokens": 36}):
+        assert quecc._get_num_multimodal_tokens(image_sizes=[(20, 30), (5, 5)], **kwargs).num_image_tokens == [36, 36]
+    assert quecc.replace_image_token(quecc(images=make_image()), 0) == "<image>" * 36
 
 
 @pytest.mark.parametrize(
@@ -316,8 +350,9 @@ def test_wrong_arguments_are_refused(quecc, change, error, message):
         lambda p, m: p(images=make_image(), num_visual_tokens=m),
         lambda p, m: p(text="Hello", num_visual_tokens=m),
         lambda p, m: tokenize_chat(p, [user(make_image(), "a?")], processor_kwargs={"num_visual_tokens": m}),
+        lambda p, m: {"input_ids": p._get_num_multimodal_tokens([(20, 30)], num_visual_tokens=m)},
     ],
-    ids=["call", "images_kwargs", "images alone", "text alone", "chat"],
+    ids=["call", "images_kwargs", "images alone", "text alone", "chat", "engines"],
 )
 def test_another_number_of_visual_tokens_is_refused(quecc, call, caplog):
     for m in (4, 37, [36, 4], "auto"):
@@ -325,3 +360,13 @@ def test_another_number_of_visual_tokens_is_refused(quecc, call, caplog):
             call(quecc, m)
     assert "pixel_values" in call(quecc, 36) or "input_ids" in call(quecc, None)
     assert "ignored" not in caplog.text
+
+
+def test_the_number_of_an_image_can_be_the_models_own(quecc):
+    chat = [user(make_image(), "a?")]
+    item = chat[0]["content"][0]
+    item["num_visual_tokens"] = 36
+    assert (tokenize_chat(quecc, chat)["input_ids"] == quecc.image_token_id).sum() == 36
+    item["num_visual_tokens"] = 4
+    with pytest.raises(ValueError, match=r"\[0\]\['num_visual_tokens'\]` is 4, but every image gets 36 visual tokens"):
+        tokenize_chat(quecc, chat)

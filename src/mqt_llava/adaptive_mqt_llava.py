@@ -1,7 +1,7 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
 """When a model has seen enough of an image: the levels of visual tokens, and how sure of an answer is sure enough."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 
 @dataclass
@@ -74,4 +74,11 @@ def read_budget(value, calibrated: dict | None):
     """
     if isinstance(value, str) and value == "auto":
         value = calibrated or {}
-    return AdaptiveBudget(**value) if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    if unknown := set(value) - {field.name for field in fields(AdaptiveBudget)}:
+        raise TypeError(
+            f"`num_visual_tokens` is {value!r}, but a dict must hold arguments of `AdaptiveBudget`, and "
+            f"{', '.join(map(repr, sorted(map(str, unknown))))} is none."
+        )
+    return AdaptiveBudget(**value)

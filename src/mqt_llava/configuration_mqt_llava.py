@@ -5,11 +5,9 @@ import math
 import operator
 from typing import Any
 
-import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
-from transformers.utils import is_numpy_array
 
-from .configuration_compressed_llava import CompressedLlavaConfig
+from .configuration_compressed_llava import CompressedLlavaConfig, plain_numbers
 
 
 class MQTLlavaConfig(CompressedLlavaConfig):
@@ -113,8 +111,7 @@ def check_num_visual_tokens(
             raise ValueError(f"`{name}` is {value!r}, but must be {allowed}.")
         return number
 
-    if isinstance(value, torch.Tensor) or is_numpy_array(value):
-        value = value.tolist()
+    value = plain_numbers(value)
     if not isinstance(value, (list, tuple)):
         return [check_one(value)] * (1 if num_images is None else num_images)
     if num_images is None:

@@ -5,7 +5,7 @@ from dataclasses import field
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
-from .configuration_compressed_llava import CompressedLlavaConfig, check_integer
+from .configuration_compressed_llava import CompressedLlavaConfig, check_integer, plain_numbers
 
 
 class QueCCLlavaConfig(CompressedLlavaConfig):
@@ -98,16 +98,17 @@ class QueCCLlavaConfig(CompressedLlavaConfig):
         return [self.vision_feature_layer, *self.vision_context_layers]
 
 
-def check_fixed_number(num_visual_tokens: int | None, fixed: int) -> None:
+def check_fixed_number(num_visual_tokens: int | None, fixed: int, name: str = "num_visual_tokens") -> None:
     """
     Refuses what MQT-LLaVA allows, to ask for any number of visual tokens; that very number, or None, is no other.
 
     Raises:
         ValueError: It is another number.
     """
-    if num_visual_tokens is not None and (isinstance(num_visual_tokens, list) or num_visual_tokens != fixed):
+    num_visual_tokens = plain_numbers(num_visual_tokens)
+    if num_visual_tokens is not None and (type(num_visual_tokens) in (bool, list) or num_visual_tokens != fixed):
         raise ValueError(
-            f"`num_visual_tokens` is {num_visual_tokens!r}, but every image gets {fixed} visual tokens: the model's "
+            f"`{name}` is {num_visual_tokens!r}, but every image gets {fixed} visual tokens: the model's "
             "`kernel_size` fixes their number. Leave it out."
         )
 

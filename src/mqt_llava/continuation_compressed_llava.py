@@ -75,7 +75,7 @@ def match_rows(
 
 
 def cached_images(prompts: CachedPrompts, ids: list[torch.Tensor], image_token_id: int) -> list[list[ShownImage]]:
-    """The images in the row of a cache that each prompt goes on from, at whatever number of visual tokens it is made."""
+    """The images in the row of a cache that each prompt goes on from, whatever their numbers in the prompt."""
     rows, _ = match_rows(prompts, len(ids), lambda index, row: prompts.shared_text(row, ids[index], image_token_id))
     return [prompts.images[row] for row in rows]
 

@@ -4,12 +4,12 @@ Prompts fitted to what `generate` is asked for: to numbers of visual tokens, and
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import Cache, DynamicCache, GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, is_numpy_array
+from transformers.utils import ModelOutput
 
 from .cache_compressed_llava import (
     CachedPrompts,
@@ -19,6 +19,7 @@ from .cache_compressed_llava import (
     recall_prompts,
     remember_prompts,
 )
+from .configuration_compressed_llava import plain_numbers
 from .configuration_mqt_llava import check_num_visual_tokens
 from .continuation_compressed_llava import (
     cached_images,
@@ -173,7 +174,7 @@ class PromptFitting:
         images = self._shown_images(image_outputs, kwargs)
         counts = kwargs.pop("visual_token_counts", None)
         if counts is not None:
-            counts = counts.tolist() if isinstance(counts, torch.Tensor) or is_numpy_array(counts) else counts
+            counts = plain_numbers(counts)
             num_images = len(images) if images or not isinstance(counts, (list, tuple)) else len(counts)
             counts = check_num_visual_tokens(counts, self.most_visual_tokens, num_images, name="visual_token_counts")
         tokens, mask = ids if embeds is None else embeds, kwargs.get("attention_mask")
@@ -213,9 +214,11 @@ class PromptFitting:
             return self._fit_fresh(prompt, config, num_visual_tokens, kwargs)
         known = recall_prompts(cache)
         if prompt.mask.shape != shape:
-            return self._fit_new_tokens(prompt, known, num_visual_tokens, kwargs)
-        if known is None or kwargs.get("inputs_embeds") is not None:
-            return self._fit_to_unknown_cache(prompt, config, num_visual_tokens, kwargs)
+            return self._fit_new_tokens(prompt, known, config, num_visual_tokens, kwargs)
+        if kwargs.get("inputs_embeds") is not None:
+            return self._fit_embeds_to_cache(prompt, num_visual_tokens, kwargs)
+        if known is None:
+            known = self._assume_prompts(prompt, past_length)
         return self._fit_to_cache(prompt, known, config, num_visual_tokens, kwargs)
 
     def _fit_fresh(self, prompt: Prompt, config, num_visual_tokens, kwargs: dict) -> FittedPrompt:
@@ -235,17 +238,19 @@ class PromptFitting:
         fitted = FittedPrompt(prompt.ids)
         if kwargs.get("inputs_embeds") is not None:
             check_not_resized(made, num_visual_tokens, asked, "inputs_embeds")
-        elif prompt.ids is not None:
-            mask, placeholders = prompt.mask, prompt.placeholders
-            if asked != made or not is_padded_on_the_left(mask):
-                fitted.ids = self._resize_prompt(prompt, made, asked, config, kwargs)
-                mask, placeholders = kwargs["attention_mask"], self.model.get_placeholder_mask(fitted.ids, None)
+        if asked != made or not is_padded_on_the_left(prompt.mask):
+            fitted.ids = self._resize_prompt(prompt, made, asked, config, kwargs)
+        if kwargs.get("inputs_embeds") is None and fitted.ids is not None:
+            mask = prompt.mask if fitted.ids is prompt.ids else kwargs["attention_mask"]
+            placeholders = self.model.get_placeholder_mask(fitted.ids, None)
             rows = images_per_row(placeholders, [image.at(count) for image, count in zip(images, asked)])
             fitted.cached = CachedPrompts(fitted.ids, mask.ne(0), rows, fitted.ids.shape[1])
         self._pass_images([(index, 0, count) for index, count in enumerate(asked)], kwargs)
         return fitted
 
-    def _fit_new_tokens(self, prompt: Prompt, known: CachedPrompts | None, num_visual_tokens, kwargs) -> FittedPrompt:
+    def _fit_new_tokens(
+        self, prompt: Prompt, known: CachedPrompts | None, config, num_visual_tokens, kwargs: dict
+    ) -> FittedPrompt:
         """Behind a cache that holds what is not passed: as transformers' own models go on, and not re-sized."""
         past_length, made = prompt.mask.shape[1] - prompt.placeholders.shape[1], []
         if prompt.images:
@@ -270,46 +275,63 @@ class PromptFitting:
                 "`attention_mask` shows columns of `past_key_values` that hold padding. Pass the whole conversation, "
                 "with a mask of its own shape."
             )
-        self._pass_images([(index, 0, count) for index, count in enumerate(made)], kwargs)
+        cached_mask, mask = prompt.mask.split([past_length, prompt.placeholders.shape[1]], dim=1)
         fitted = FittedPrompt(prompt.ids)
-        if is_known and prompt.ids is not None:
-            rows = images_per_row(prompt.placeholders, [image.at(n) for image, n in zip(prompt.images, made)])
-            fitted.cached = CachedPrompts(
-                torch.cat([known.ids, prompt.ids], dim=1),
-                prompt.mask.ne(0),
-                [old + new for old, new in zip(known.images, rows)],
-                prompt.mask.shape[1],
-            )
+        if not is_padded_on_the_left(mask):
+            fitted.ids = self._resize_prompt(replace(prompt, mask=mask), made, made, config, kwargs)
+            mask = kwargs["attention_mask"]
+            kwargs["attention_mask"] = torch.cat([cached_mask, mask], dim=1)
+        self._pass_images([(index, 0, count) for index, count in enumerate(made)], kwargs)
+        if is_known and kwargs.get("inputs_embeds") is None:
+            placeholders = self.model.get_placeholder_mask(fitted.ids, None)
+            rows = images_per_row(placeholders, [image.at(n) for image, n in zip(prompt.images, made)])
+            mask = torch.cat([cached_mask, mask], dim=1).ne(0)
+            images = [old + new for old, new in zip(known.images, rows)]
+            fitted.cached = CachedPrompts(torch.cat([known.ids, fitted.ids], dim=1), mask, images, mask.shape[1])
         return fitted
 
-    def _fit_to_unknown_cache(self, prompt: Prompt, config, num_visual_tokens, kwargs: dict) -> FittedPrompt:
-        """With a cache that was filled elsewhere: it holds the first columns of the prompt as that is passed."""
-        past_length = kwargs["past_key_values"].get_seq_length()
+    def _images_behind(self, prompt: Prompt, past_length: int) -> tuple[list[list[ShownImage]], list[int]]:
+        """The images of each prompt, and how many visual tokens stand in the first columns, which a cache holds."""
         cached_rows = [run_lengths(row) for row in prompt.placeholders[:, :past_length]]
         images = images_of_conversations(
             prompt.placeholders, prompt.images, cached_rows, prompt.placeholders.shape[1], prompt.counts
         )
-        made = [image.num_visual_tokens for image in images]
-        asked = numbers_asked_for(num_visual_tokens, images, self.most_visual_tokens)
-        check_not_resized(made, num_visual_tokens, asked, "past_key_values")
-        parts, passed = [], iter(range(len(prompt.images)))
-        for row, runs in zip(images_per_row(prompt.placeholders, images), cached_rows):
-            num_cached = sum(runs)
+        return images_per_row(prompt.placeholders, images), [sum(runs) for runs in cached_rows]
+
+    def _assume_prompts(self, prompt: Prompt, past_length: int) -> CachedPrompts:
+        """What a cache holds that was filled elsewhere: the first columns of the prompt as it is passed."""
+        known = []
+        for row, num_cached in zip(*self._images_behind(prompt, past_length)):
+            known.append([])
             for image in row:
-                index = next(passed) if image.is_passed else None
+                if num_cached > 0:
+                    known[-1].append(image.at(min(image.num_visual_tokens, num_cached)))
+                num_cached -= image.num_visual_tokens
+        return CachedPrompts(prompt.ids[:, :past_length], prompt.mask[:, :past_length].ne(0), known, past_length)
+
+    def _fit_embeds_to_cache(self, prompt: Prompt, num_visual_tokens, kwargs: dict) -> FittedPrompt:
+        """Embeddings of whole prompts, of which a cache holds the first columns as they are passed."""
+        past_length = kwargs["past_key_values"].get_seq_length()
+        if not is_padded_on_the_left(prompt.mask[:, past_length:]):
+            raise ValueError("`attention_mask` has padding behind tokens of `inputs_embeds`. Pad on the left.")
+        parts, made, num_passed = [], [], 0
+        for row, num_cached in zip(*self._images_behind(prompt, past_length)):
+            for image in row:
+                made.append(image)
                 if 0 < num_cached < image.num_visual_tokens:
                     raise ValueError(
                         f"`past_key_values` holds {num_cached} of the {image.num_visual_tokens} visual tokens of an "
-                        "image, but must end in front of it or behind it."
+                        "image, but beside `inputs_embeds` must end in front of it or behind it."
                     )
                 num_cached -= image.num_visual_tokens
                 if num_cached < 0:
-                    parts.append((index, 0, image.num_visual_tokens))
+                    parts.append((num_passed if image.is_passed else None, 0, image.num_visual_tokens))
+                num_passed += image.is_passed
+        asked = numbers_asked_for(num_visual_tokens, made, self.most_visual_tokens)
+        made = [image.num_visual_tokens for image in made]
+        check_not_resized(made, num_visual_tokens, asked, "inputs_embeds")
         self._pass_images(parts, kwargs)
-        ids = prompt.ids
-        if ids is not None and num_copies(config) > 1:
-            ids = hide_placeholders(ids, past_length, self.config.image_token_id)
-        return FittedPrompt(ids)
+        return FittedPrompt(prompt.ids)
 
     def _fit_to_cache(self, prompt: Prompt, known: CachedPrompts, config, num_visual_tokens, kwargs) -> FittedPrompt:
         """With a cache that is known: keeps of it what the prompts share with it."""
@@ -422,13 +444,14 @@ class PromptFitting:
     ) -> torch.Tensor:
         """Re-sizes `input_ids`, and in `kwargs` the attention mask and the token types."""
         inputs = {"input_ids": prompt.ids}
-        inputs |= {name: kwargs[name] for name in TOKEN_TYPES if kwargs.get(name) is not None}
+        inputs |= {name: kwargs.get(name) for name in (*TOKEN_TYPES, "inputs_embeds")}
+        inputs = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         pad_values = dict.fromkeys(inputs, 0) | {"input_ids": self._pad_token_id(config)}
         resized, kwargs["attention_mask"] = resize_prompt(
-            inputs, prompt.placeholders, prompt.mask.to(prompt.ids.device), old_counts, new_counts, pad_values
+            inputs, prompt.placeholders, prompt.mask.to(prompt.placeholders.device), old_counts, new_counts, pad_values
         )
         kwargs.pop("position_ids", None)  # rebuilt from the attention mask
-        ids = resized.pop("input_ids")
+        ids = resized.pop("input_ids", None)
         kwargs.update(resized)
         return ids
 

@@ -5,11 +5,11 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation import GenerationMode
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import is_numpy_array
 
 from .adaptive_mqt_llava import AdaptiveBudget, read_budget
 from .cache_compressed_llava import CachedPrompts, VisualTokenCache
 from .climb_mqt_llava import can_reuse, climb, merge_states, split_prompts
+from .configuration_compressed_llava import plain_numbers
 from .fitting_compressed_llava import FittedPrompt, Prompt, PromptFitting, cut_visual_tokens
 from .modeling_compressed_llava import encoded_images
 from .prompt_mqt_llava import images_per_row, num_copies, visual_tokens_per_image
@@ -79,9 +79,7 @@ class MQTLlavaGenerationMixin(PromptFitting):
             if num_visual_tokens is None:
                 num_visual_tokens = getattr(config, "num_visual_tokens", None)
             calibrated = calibrated or getattr(config, "adaptive_budget", None)
-        num_visual_tokens = read_budget(num_visual_tokens, calibrated)
-        if isinstance(num_visual_tokens, torch.Tensor) or is_numpy_array(num_visual_tokens):
-            num_visual_tokens = num_visual_tokens.tolist()
+        num_visual_tokens = plain_numbers(read_budget(num_visual_tokens, calibrated))
 
         def fit(prompt: Prompt, config: GenerationConfig, kwargs: dict) -> tuple[FittedPrompt, dict]:
             if isinstance(num_visual_tokens, AdaptiveBudget):

@@ -1,11 +1,15 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
 """Images in all the forms that transformers users pass them in, as RGB images; what is no image is refused by name."""
 
+import base64
+import io
 import os
+import warnings
 from contextlib import contextmanager
 from typing import Any
 
 import PIL.Image
+import PIL.ImageOps
 import torch
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format, load_image
 from transformers.utils import is_numpy_array
@@ -26,12 +30,12 @@ def flatten_images(images: Any) -> list:
 
 def load_rgb(image: Any, index: int, data_format: str | None = None) -> PIL.Image.Image:
     """
-    Reads one image and drops its alpha channel, as the original code does; transformers would show it on white.
+    Reads one image in RGB, see [`to_rgb`].
 
     Args:
         image: A PIL image, a path, a URL, base64, or an array or tensor of integers in 0..255, `(height, width)` or
             with 1, 3 or 4 channels first or last.
-        index: Its place among the images, for the errors.
+        index: Its place among the images, for errors and warnings.
         data_format: `"channels_first"` or `"channels_last"` for arrays whose shape leaves it open.
 
     Raises:
@@ -44,15 +48,50 @@ def load_rgb(image: Any, index: int, data_format: str | None = None) -> PIL.Imag
         image = os.fspath(image)
     if isinstance(image, str):
         with naming_image(index):
-            image = load_image(image)
+            image = open_image(image)
     if not isinstance(image, PIL.Image.Image):
         raise TypeError(
             f"images[{index}] is a {type(image).__name__}, "
             "but must be a PIL image, an array, a tensor, a path or a URL."
         )
     check_image_size(*image.size, index)
+    return to_rgb(image, index)
+
+
+def open_image(source: str) -> PIL.Image.Image:
+    """
+    As transformers' `load_image`, but with the pixels that the file holds: in RGB nobody can tell what deep ones have
+    lost. Only what is behind a URL comes in RGB.
+    """
+    if source.startswith(("http://", "https://")):
+        return load_image(source)
+    if os.path.isfile(source):
+        return PIL.ImageOps.exif_transpose(PIL.Image.open(source))
+    try:
+        data = source.partition(",")[2] if source.startswith("data:image/") else source
+        return PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(base64.decodebytes(data.encode()))))
+    except Exception as error:
+        raise ValueError(f"it must be a valid URL, a valid path, or an image in base64. Got {source}") from error
+
+
+def to_rgb(image: PIL.Image.Image, index: int) -> PIL.Image.Image:
+    """
+    What the original code makes of an image: what is transparent shows the pixels beneath, where transformers would
+    show white, and of deep pixels no more than 0..255 are told apart, with a warning.
+    """
     with naming_image(index):
-        return image.convert("RGB")
+        rgb = image.convert("RGB")
+        # The colour that files without an alpha channel mark as transparent outlives the conversion.
+        rgb.info.pop("transparency", None)
+        if image.mode == "F" or image.mode.startswith("I"):
+            low, high = image.getextrema()
+            if not 0 <= low <= high <= 255 or (image.mode == "F" and high <= 1):
+                warnings.warn(
+                    f"images[{index}] has values from {low} to {high} (mode {image.mode}), of which the model sees "
+                    "integers in 0..255 only: what is above is white. Scale it to 8 bits first.",
+                    stacklevel=2,
+                )
+    return rgb
 
 
 @contextmanager

@@ -228,7 +228,8 @@ class CompressedLlavaModel(CompressedLlavaPreTrainedModel):
                 torch._assert_async(num_places == len(image_features), error)
             elif num_places != len(image_features):
                 raise ValueError(
-                    f"{error}: {int(num_places)} image tokens in the prompts, {len(image_features)} visual tokens."
+                    f"{error}: {int(num_places)} image tokens in the prompts, {len(image_features)} visual tokens "
+                    "of `pixel_values` or `mm_encoder_outputs`."
                 )
             inputs_embeds = inputs_embeds.masked_scatter(placeholder_mask, image_features)
 

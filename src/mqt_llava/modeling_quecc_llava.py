@@ -118,8 +118,8 @@ class QueCCLlavaModel(QueCCLlavaPreTrainedModel, CompressedLlavaModel):
             given = "is missing" if query_input_ids is None else f"has {len(query_input_ids)} rows"
             raise ValueError(
                 f"`query_input_ids` {given} for {len(pixel_values)} images, but must hold the question of each image: "
-                "pass what the processor returns. (A pipeline's batches lose rows where prompts show several images; "
-                "without `batch_size` it works.)"
+                "pass what the processor returns. (A pipeline's batches lose rows where a prompt asks several "
+                "questions; without `batch_size` it works.)"
             )
         image_outputs, (patches, *context) = self.encode_patches(pixel_values, **kwargs)
         question = self.encode_questions(query_input_ids, query_attention_mask)
@@ -223,8 +223,26 @@ class QueCCLlavaForConditionalGeneration(
         return images
 
     def _read_prompt(self, ids: torch.Tensor | None, config: GenerationConfig, kwargs: dict) -> Prompt:
+        self._share_questions(ids, kwargs)
         prompt = super()._read_prompt(ids, config, kwargs)
         return replace(prompt, counts=[self.config.num_visual_tokens] * len(prompt.images) or None)
+
+    def _share_questions(self, prompt: torch.LongTensor | None, kwargs: dict) -> None:
+        """
+        Makes one question for each prompt one for each of its images: a pipeline's batches keep the first question of
+        each prompt. Where it had others, the processor has marked it, and it stays as it is, to be refused.
+        """
+        questions, images = kwargs.get("query_input_ids"), kwargs.get("pixel_values")
+        if prompt is None or questions is None or images is None:
+            return
+        if len(questions) != len(prompt) or len(questions) == len(images):
+            return
+        num_images = self.model.get_placeholder_mask(prompt, None).sum(-1) // self.config.num_visual_tokens
+        if num_images.sum() != len(images) or (questions == self.config.image_token_id).any():
+            return
+        for name in ("query_input_ids", "query_attention_mask"):
+            if kwargs.get(name) is not None:
+                kwargs[name] = kwargs[name].repeat_interleave(num_images.to(kwargs[name].device), dim=0)
 
     def _shown_images(self, image_outputs: BaseModelOutputWithPooling | None, kwargs: dict) -> list[ShownImage]:
         images, questions = super()._shown_images(image_outputs, kwargs), kwargs.get("query_input_ids")

@@ -1,6 +1,9 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
 """Processor of a LLaVA that has a compressor between vision tower and decoder: what all of them share."""
 
+import re
+from typing import Any
+
 import transformers
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, ProcessorMixin
@@ -10,6 +13,8 @@ from .images_compressed_llava import flatten_images, load_rgb
 
 
 IMAGE_TOKEN = "<image>"
+# What transformers puts around control tokens that a user typed, where a chat is asked for `sanitize_control_tokens`.
+TYPED_TOKEN_MARKS = "\U000f0000\U000f0001"
 
 # LLaVA's "v1" conversation. A message shows its images first, as the model was trained. A user who types `<image>`
 # gets `< image>`, also across two blocks of text, so that text is never taken for an image.
@@ -100,7 +105,54 @@ class CompressedLlavaProcessor(ProcessorMixin):
             data_format = {**kwargs.get("images_kwargs", {}), **kwargs}.get("input_data_format")
             images = flatten_images(images)
             images = [load_rgb(image, index, data_format) for index, image in enumerate(images)] or None
+        # Text alone has none, but a wrong number is not passed over.
+        self.visual_token_counts(asked_number(kwargs), len(images or []))
         return super().prepare_inputs_layout(images=images, text=text, **kwargs)
+
+    def apply_chat_template(
+        self, conversation: list[dict] | list[list[dict]], chat_template: str | None = None, **kwargs
+    ) -> Any:
+        """
+        As of every processor. The content item of an image may hold `num_visual_tokens`, which goes before the call's
+        number for that image; a list in `processor_kwargs` has an entry for every image all the same.
+
+        Raises:
+            TypeError, ValueError: An item's number cannot be asked for, does not belong to an image, or would be lost
+                in the text that `tokenize=False` returns.
+        """
+        numbers = image_numbers(conversation)
+        if any(number is not None for number in numbers.values()):
+            if not kwargs.get("tokenize"):
+                raise ValueError(
+                    f"`{next(item for item in numbers if numbers[item] is not None)}` has `num_visual_tokens`, but "
+                    "the text that `tokenize=False` returns cannot carry it: pass `tokenize=True`, or leave it out "
+                    "and give the number where the text is tokenized."
+                )
+            # A copy, written to where the call itself gives a number, so that one given twice is refused as ever.
+            kwargs["processor_kwargs"] = place = dict(kwargs.get("processor_kwargs") or {})
+            if "num_visual_tokens" in kwargs:
+                place = kwargs
+            elif "num_visual_tokens" in place.get("images_kwargs", {}):
+                place["images_kwargs"] = place = dict(place["images_kwargs"])
+            counts = self.visual_token_counts(place.get("num_visual_tokens"), len(numbers))
+            own = [
+                count if number is None else self.visual_token_counts(number, 1, f"{item}['num_visual_tokens']")[0]
+                for count, (item, number) in zip(counts, numbers.items())
+            ]
+            if own != counts:
+                place["num_visual_tokens"] = own
+        return super().apply_chat_template(conversation, chat_template, **kwargs)
+
+    def visual_token_counts(
+        self, asked: int | list[int] | None, num_images: int, name: str = "num_visual_tokens"
+    ) -> list[int]:
+        """
+        How many visual tokens each image gets where these are asked for, or none, by an argument of this name.
+
+        Raises:
+            TypeError, ValueError: That cannot be asked for.
+        """
+        raise NotImplementedError
 
     def validate_inputs(self, images: ImageInput | None = None, text: list[TextInput] | None = None, **kwargs):
         if text is not None:
@@ -108,7 +160,8 @@ class CompressedLlavaProcessor(ProcessorMixin):
             if sum(num_tokens) != num_images:
                 raise ValueError(
                     f"The prompts have {sum(num_tokens)} {self.image_token} tokens, but {num_images} images were "
-                    f"passed: there must be one for each (tokens per prompt: {num_tokens})."
+                    f"passed. The number of {self.image_token} tokens in the prompts should be the same as the number "
+                    f"of images (tokens per prompt: {num_tokens})."
                 )
         super().validate_inputs(images=images, text=text, **kwargs)
 
@@ -116,23 +169,64 @@ class CompressedLlavaProcessor(ProcessorMixin):
         if not images or not all(isinstance(row, (list, tuple)) for row in images):
             return
         if len(images) != len(text):
-            raise ValueError(f"`images` is a list of {len(images)} lists, but there are {len(text)} prompts.")
+            raise ValueError(
+                f"`images` is a list of {len(images)} lists, but there are {len(text)} prompts. The number of "
+                f"{self.image_token} tokens in the prompts should be the same as the number of images, list by list."
+            )
         for index, (row, sample) in enumerate(zip(images, text)):
-            if sample.count(self.image_token) != len(row):
+            num_tokens = len(split_at_tokens(sample, self.image_token)) - 1
+            if num_tokens != len(row):
                 raise ValueError(
-                    f"text[{index}] has {sample.count(self.image_token)} {self.image_token} tokens, "
+                    f"text[{index}] has {num_tokens} {self.image_token} tokens, "
                     f"but images[{index}] holds {len(row)} images."
                 )
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
         """
-        The most placeholders that images can need, for engines that reserve memory ahead of requests.
+        The placeholders that images become, for engines that reserve memory ahead of requests.
 
         Args:
             image_sizes: `(height, width)` of each image.
+            **kwargs: Of a call, `num_visual_tokens` among them.
+
+        Raises:
+            TypeError, ValueError: `num_visual_tokens` is none that a call could ask for.
         """
         if image_sizes is None:
             return MultiModalData()
-        return MultiModalData(
-            num_image_tokens=[self.max_visual_tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
-        )
+        counts = self.visual_token_counts(asked_number(kwargs), len(image_sizes))
+        return MultiModalData(num_image_tokens=counts, num_image_patches=[1] * len(image_sizes))
+
+
+def split_at_tokens(text: str, token: str) -> list[str]:
+    """As `text.split(token)`, but what a user typed and transformers has marked as text is no token."""
+    return re.split(f"(?<!{TYPED_TOKEN_MARKS[0]}){re.escape(token)}", text)
+
+
+def asked_number(kwargs: dict) -> int | list[int] | None:
+    """The `num_visual_tokens` among the keywords of a call."""
+    return {**kwargs.get("images_kwargs", {}), **kwargs}.get("num_visual_tokens")
+
+
+def image_numbers(conversation: list, name: str = "conversation") -> dict[str, Any]:
+    """
+    What the content items of images say about `num_visual_tokens`, in order and by their places; None is nothing.
+
+    Raises:
+        ValueError: An item says so that is no image.
+    """
+    numbers = {}
+    for i, message in enumerate(conversation):
+        if isinstance(message, (list, tuple)):  # one of several conversations
+            numbers |= image_numbers(message, f"{name}[{i}]")
+            continue
+        content = message.get("content") if isinstance(message, dict) else None
+        for j, item in enumerate(content if isinstance(content, (list, tuple)) else []):
+            if not isinstance(item, dict):
+                continue  # what else a template may take
+            place, number = f"{name}[{i}]['content'][{j}]", item.get("num_visual_tokens")
+            if item.get("type") in ("image", "image_url"):
+                numbers[place] = number
+            elif number is not None:
+                raise ValueError(f"`{place}['num_visual_tokens']` is {number!r}, but only images have visual tokens.")
+    return numbers

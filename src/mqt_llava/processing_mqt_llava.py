@@ -6,7 +6,6 @@ from typing import Any
 from transformers import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs
-from transformers.tokenization_utils_base import TextInput
 
 from .configuration_mqt_llava import check_max_visual_tokens, check_num_visual_tokens
 from .processing_compressed_llava import V1_CHAT_TEMPLATE, CompressedLlavaProcessor
@@ -72,23 +71,23 @@ class MQTLlavaProcessor(CompressedLlavaProcessor):
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "num_visual_tokens": self.num_visual_tokens}
 
-    def prepare_inputs_layout(self, images: ImageInput | None = None, text: TextInput | None = None, **kwargs):
-        images, *others = super().prepare_inputs_layout(images=images, text=text, **kwargs)
-        asked = {**kwargs.get("images_kwargs", {}), **kwargs}.get("num_visual_tokens")
-        if images is None and asked is not None:
-            # Text alone has none, but a wrong number is not passed over.
-            check_num_visual_tokens(asked, self.max_visual_tokens, num_images=0)
-        return images, *others
-
-    def _process_images(self, images: ImageInput, **kwargs) -> tuple[BatchFeature, list[str]]:
-        kwargs.pop("input_data_format", None)  # no longer theirs: by now they are PIL images
-        asked = kwargs.pop("num_visual_tokens", None)
+    def visual_token_counts(
+        self, asked: int | list[int] | None, num_images: int, name: str = "num_visual_tokens"
+    ) -> list[int]:
         if asked is None:
             asked = self.max_visual_tokens if self.num_visual_tokens is None else self.num_visual_tokens
-        counts = check_num_visual_tokens(asked, self.max_visual_tokens, len(images))
-        processed_images = self.image_processor(images, **kwargs)
-        processed_images["visual_token_counts"] = counts
-        return processed_images, [self.image_token * count for count in counts]
+        return check_num_visual_tokens(asked, self.max_visual_tokens, num_images, name)
+
+    # `num_visual_tokens` is not the image processor's, and the loaded images have no `input_data_format` any more.
+    def _process_images(
+        self, images: ImageInput, num_visual_tokens=None, input_data_format=None, **kwargs
+    ) -> tuple[BatchFeature, list[str]]:
+        image_inputs = self.image_processor(images, **kwargs)
+        image_inputs["visual_token_counts"] = self.visual_token_counts(num_visual_tokens, len(images))
+        return image_inputs, [self.replace_image_token(image_inputs, index) for index in range(len(images))]
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        return self.image_token * int(image_inputs["visual_token_counts"][image_idx])
 
     @property
     def model_input_names(self) -> list[str]:

@@ -1,6 +1,7 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
 """Processor of QueCC-LLaVA: images and text in, and beside them the question that each image is asked."""
 
+import re
 from typing import Any
 
 from transformers import BatchFeature
@@ -10,7 +11,12 @@ from transformers.tokenization_utils_base import TextInput
 
 from .configuration_compressed_llava import check_integer
 from .configuration_quecc_llava import check_fixed_number
-from .processing_compressed_llava import V1_CHAT_TEMPLATE, CompressedLlavaProcessor
+from .processing_compressed_llava import (
+    TYPED_TOKEN_MARKS,
+    V1_CHAT_TEMPLATE,
+    CompressedLlavaProcessor,
+    split_at_tokens,
+)
 
 
 class QueCCLlavaImagesKwargs(ImagesKwargs, total=False):
@@ -101,8 +107,8 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
         """
         inputs = super().__call__(images=images, text=text, **kwargs)
         num_images = len(inputs.get("pixel_values", []))
+        prompts = [text] if isinstance(text, str) else text or []
         if query is None:
-            prompts = [text] if isinstance(text, str) else text or []
             questions = [question for prompt in prompts for question in self.questions(prompt)]
         else:
             questions = [query] * num_images if isinstance(query, str) else query
@@ -118,10 +124,23 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
         if questions:
             # Text, also where it names the placeholder. Without padding where none is needed, for tokenizers without.
             questions = [question.replace(self.image_token, "< image>") for question in questions]
+            tokens = self.tokenizer(
+                questions,
+                padding=len(set(questions)) > 1,
+                # A question is what a user typed, so that none of its control tokens was meant.
+                split_special_tokens=kwargs.get("sanitize_control_tokens") or None,
+            )
+            ids, mask = tokens["input_ids"], tokens["attention_mask"]
+            if len(prompts) == 1 and len(set(questions)) > 1:
+                # A pipeline's batches may keep the first row of each prompt alone. This one tells that there were
+                # others by a masked placeholder, which no question holds.
+                if 0 in mask[0]:
+                    ids[0][mask[0].index(0)] = self.image_token_id
+                else:
+                    ids, mask = [[*row, self.image_token_id] for row in ids], [[*row, 0] for row in mask]
             return_tensors = {**kwargs.get("text_kwargs", {}), **kwargs}.get("return_tensors")
-            tokens = self.tokenizer(questions, padding=len(set(questions)) > 1, return_tensors=return_tensors)
-            inputs["query_input_ids"] = tokens["input_ids"]
-            inputs["query_attention_mask"] = tokens["attention_mask"]
+            query_inputs = {"query_input_ids": ids, "query_attention_mask": mask}
+            inputs.update(BatchFeature(query_inputs, tensor_type=return_tensors))
         return inputs
 
     def questions(self, prompt: str) -> list[str]:
@@ -132,10 +151,10 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
             ValueError: An image has none behind it.
         """
         questions = []
-        for turn in prompt.split(self.answer_prefix):
-            *images, rest = turn.split(self.image_token)
+        for turn in split_at_tokens(prompt, self.answer_prefix):
+            *images, rest = split_at_tokens(turn, self.image_token)
             first_line, line_break, others = rest.partition("\n")
-            question = (others if line_break else first_line).strip()
+            question = re.sub(f"[{TYPED_TOKEN_MARKS}]", "", others if line_break else first_line).strip()
             if images and not question:
                 raise ValueError(
                     f"There is no question behind {self.image_token} in {turn[-100:]!r}. Ask one, or pass `query`, "
@@ -144,16 +163,18 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
             questions += [question] * len(images)
         return questions
 
-    def prepare_inputs_layout(self, images: ImageInput | None = None, text: TextInput | None = None, **kwargs):
-        asked = {**kwargs.get("images_kwargs", {}), **kwargs}.get("num_visual_tokens")
-        check_fixed_number(asked, self.max_visual_tokens)
-        return super().prepare_inputs_layout(images=images, text=text, **kwargs)
+    def visual_token_counts(self, asked: int | None, num_images: int, name: str = "num_visual_tokens") -> list[int]:
+        check_fixed_number(asked, self.max_visual_tokens, name)
+        return [self.max_visual_tokens] * num_images
 
-    def _process_images(self, images: ImageInput, **kwargs) -> tuple[BatchFeature, list[str]]:
-        kwargs.pop("num_visual_tokens", None)
-        kwargs.pop("input_data_format", None)  # no longer theirs: by now they are PIL images
-        processed_images = self.image_processor(images, **kwargs)
-        return processed_images, [self.image_token * self.max_visual_tokens] * len(images)
+    # `num_visual_tokens` is not the image processor's, and the loaded images have no `input_data_format` any more.
+    def _process_images(
+        self, images: ImageInput, num_visual_tokens=None, input_data_format=None, **kwargs
+    ) -> tuple[BatchFeature, list[str]]:
+        return super()._process_images(images, **kwargs)
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        return self.image_token * self.max_visual_tokens
 
     @property
     def model_input_names(self) -> list[str]:

@@ -105,7 +105,8 @@ def visual_tokens_per_image(
             )
         raise ValueError(
             f"{error}{sum(counts)} visual tokens for {num_images} images "
-            f"(image tokens per prompt: {per_row}, visual tokens per image: {counts})."
+            f"(image tokens per prompt: {per_row}, visual tokens per image: {counts}). `input_ids` and `pixel_values` "
+            "or `mm_encoder_outputs` must hold the same images."
         )
     return counts
 
@@ -122,7 +123,7 @@ def resize_prompt(
     Grows or shrinks each image's run of placeholders and pads the rows on the left again.
 
     Args:
-        inputs: Tensors `(batch, length)` that go along with the tokens: `input_ids`, `mm_token_type_ids`, ...
+        inputs: Tensors `(batch, length, ...)` that go along with the tokens: `input_ids`, `mm_token_type_ids`, ...
         placeholder_mask: Bool `(batch, length)`, true at the placeholders.
         attention_mask: `(batch, length)`, zero at the padding, which is dropped wherever it stands.
         old_counts, new_counts: Placeholders per image before and after.
@@ -144,11 +145,14 @@ def resize_prompt(
     lengths = repeats.sum(-1)
     length = int(lengths.max())
     new_mask = attention_mask.new_zeros((len(repeats), length))
-    resized = {name: tensor.new_full((len(repeats), length), pad_values[name]) for name, tensor in inputs.items()}
+    resized = {
+        name: tensor.new_full((len(repeats), length, *tensor.shape[2:]), pad_values[name])
+        for name, tensor in inputs.items()
+    }
     for row, row_length in enumerate(lengths.tolist()):
         new_mask[row, length - row_length :] = 1
         for name, tensor in inputs.items():
-            resized[name][row, length - row_length :] = tensor[row].repeat_interleave(repeats[row])
+            resized[name][row, length - row_length :] = tensor[row].repeat_interleave(repeats[row], dim=0)
     return resized, new_mask
 
 

@@ -150,6 +150,16 @@ class Engine:
         MQTLlavaModel.get_image_features = counted
         self.llm = LLM(str(checkpoint), dtype="float32", enforce_eager=True, max_model_len=1024, **kwargs)
         self.encoded.clear()  # of the images that vLLM reserves memory with
+        self.check_reserved_images()
+
+    def check_reserved_images(self):
+        """They are as large as a request may ask for, whatever the default is. On a CPU vLLM does not encode them."""
+        from vllm.multimodal import MULTIMODAL_REGISTRY
+
+        model_config = self.llm.llm_engine.model_config
+        dummy = MULTIMODAL_REGISTRY.create_processor(model_config).get_dummy_mm_inputs({"image": 1})
+        (placeholder,) = dummy["mm_placeholders"]["image"]
+        assert placeholder.length == model_config.hf_config.max_visual_tokens
 
 
 ENGINE: Engine | None = None

@@ -1,14 +1,19 @@
 """vLLM's engine against transformers, request by request."""
 
+import json
+import shutil
 from collections import Counter
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 from serving_cases import BUDGETS, GOLDEN_KEYS, LEGACY_FALSE, MOSAICS, TINY, TINY_CASES, Case, chat, golden_cases
 
 
 pytestmark = pytest.mark.vllm
 ASK = Case("USER: <image>\nList the items. ASSISTANT:", (MOSAICS[0],))
+# No room for an image of M visual tokens but the room that is reserved for it.
+NARROW = {"max_num_batched_tokens": 8, "max_num_seqs": 4}
 ONE_INTEGER = "must be one integer in 1..16 for all images of a request"
 BAD_NUMBERS = [
     (0, ValueError, "is 0, but must be an integer in 1..16."),
@@ -79,9 +84,27 @@ def test_images_and_placeholders_must_be_as_many(ask, prompt, num_tokens, num_im
         ask([Case(prompt, ASK.images * num_images)])
 
 
+def test_what_is_transparent_shows_the_pixels_beneath(ask, expected, tmp_path):
+    """The picture of a long list of items, whose black background the file calls transparent."""
+    case = TINY_CASES[15]
+    Image.open(case.images[0]).save(tmp_path / "transparent.png", transparency=(0, 0, 0))
+    (answer,), _ = ask([Case(case.prompt, (tmp_path / "transparent.png",), case.m)])
+    assert answer == expected["tiny"][15]
+
+
 def test_the_engines_own_default(engine, expected):
     """`--mm-processor-kwargs`: for requests that do not say."""
-    ask = engine(TINY, mm_processor_kwargs={"num_visual_tokens": 4})
+    check_default_of_four(engine(TINY, mm_processor_kwargs={"num_visual_tokens": 4}, **NARROW), expected)
+
+
+def test_the_checkpoints_own_default(engine, expected, tmp_path):
+    shutil.copytree(TINY, tmp_path / "four")
+    path = tmp_path / "four" / "processor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_visual_tokens": 4}))
+    check_default_of_four(engine(tmp_path / "four", **NARROW), expected)
+
+
+def check_default_of_four(ask, expected):
     one = TINY_CASES[:4]  # at None, 1, 4, 16
     answers, encoded = ask(one)
     assert [case.m for case in one] == BUDGETS and sorted(encoded) == [1, 4, 16]

@@ -25,6 +25,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import MultiModalDataParser
 
 from ..configuration_mqt_llava import check_num_visual_tokens
+from ..images_compressed_llava import to_rgb
 from ..modeling_compressed_llava import NEVER
 
 
@@ -40,13 +41,12 @@ NAME = "num_visual_tokens"
 
 class MQTLlavaDataParser(MultiModalDataParser):
     def _parse_image_data(self, data: Any) -> Any:
-        # As everywhere in this package alpha is dropped, before vLLM shows it on white.
-        data = [drop_alpha(image) for image in data] if isinstance(data, (list, tuple)) else drop_alpha(data)
+        # As everywhere in this package, before vLLM shows what is transparent on white.
+        if isinstance(data, PIL.Image.Image):
+            data = to_rgb(data, 0)
+        elif isinstance(data, (list, tuple)):
+            data = [to_rgb(image, i) if isinstance(image, PIL.Image.Image) else image for i, image in enumerate(data)]
         return super()._parse_image_data(data)
-
-
-def drop_alpha(image: Any) -> Any:
-    return image.convert("RGB") if isinstance(image, PIL.Image.Image) else image
 
 
 class MQTLlavaProcessingInfo(MultiModalProcessingInfo):
@@ -59,6 +59,10 @@ class MQTLlavaProcessingInfo(MultiModalProcessingInfo):
     def get_hf_processor(self, **kwargs: object) -> "MQTLlavaProcessor":
         # One for every budget: by default vLLM would load a processor from its folder for each m that is asked for.
         return super().get_hf_processor()
+
+    def get_max_image_tokens(self) -> int:
+        """M, whatever the engine's default is: a request may ask for it."""
+        return self.get_hf_processor().max_visual_tokens
 
     def num_visual_tokens(self, request_kwargs: Mapping[str, object]) -> int:
         """
@@ -94,6 +98,12 @@ class MQTLlavaVLLMProcessor(MultiModalProcessor):
         tokenizer = self.info.get_tokenizer()
         first = tokenizer.encode("a")[:1]
         return first if first == [tokenizer.bos_token_id] else []
+
+    def get_dummy_inputs(self, **kwargs) -> "ProcessorInputs":
+        """The images that vLLM reserves memory with have M visual tokens too."""
+        self.info.num_visual_tokens({})  # a wrong default of the engine's is refused when it starts
+        budget = {NAME: self.info.get_max_image_tokens()}
+        return replace(super().get_dummy_inputs(**kwargs), hf_processor_mm_kwargs=budget)
 
     def apply(self, inputs: "ProcessorInputs", timing_ctx: "TimingContext") -> "MultiModalInput":
         processor = self.info.get_hf_processor()
