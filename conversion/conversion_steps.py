@@ -9,6 +9,7 @@ it is finished, or not at all.
 
 import argparse
 import errno
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,26 +20,28 @@ from pathlib import Path
 import torch
 from atomic_folder import atomic_folder
 from checkpoint_kinds import KINDS, CheckpointKind, refuse_other_kinds
-from checkpoint_reader import CheckpointReader, has_weight_files
+from checkpoint_reader import CheckpointReader
 from configs_llava import (
     DTYPES,
     generation_config,
     llama_config,
     llava_image_processor,
-    read_json,
     read_original_config,
     stored_dtype,
 )
-from conversion_error import ConversionError
+from conversion_error import ConversionError, blaming, one_line
 from hub_folders import local_folder, push
+from input_files import read_json
 from key_mapping_llava import VISION_PREFIX, Part, Sources, is_dropped, llava_recipes
 from llama_tokenizer import IMAGE_TOKEN, convert_llama_tokenizer
 from model_card import CardTexts, write_model_card
+from PIL import Image
 from shard_writer import parse_size
 from tensor_recipes import check_recipes, compare_with_sources, write_recipes
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
-from vision_tower import find_vision_tower, infer_vision_config, read_vision_config
+from vision_tower import find_vision_tower, infer_vision_config, layer_numbers, read_vision_config
+from weight_files import find_weight_files
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Conversion:
 
 def convert(conversion: Conversion, args: argparse.Namespace) -> None:
     """Everything from the command line's arguments to the finished folder."""
-    folder = local_folder(args.input, "--input")
+    folder = local_folder(args.input, "--input", args.revision, partial(fetch_input, args.language_model is not None))
     language_folder = folder if args.language_model is None else local_folder(args.language_model, "--language-model")
     resampler, language = open_parts(conversion.kind, folder, language_folder)
     original = read_original_config(folder, conversion.settings)
@@ -96,6 +99,8 @@ def convert(conversion: Conversion, args: argparse.Namespace) -> None:
         dtype=dtype,
     )
 
+    check_num_layers("language model", config.text_config.num_hidden_layers, language, "model.layers.")
+    check_num_layers("vision tower", config.vision_config.num_hidden_layers, vision, "encoder.layers.")
     model = meta_model(conversion.model_class, config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     dropped = partial(
@@ -108,6 +113,7 @@ def convert(conversion: Conversion, args: argparse.Namespace) -> None:
 
     image_processor = llava_image_processor(original, vision_folder, config.vision_config.image_size)
     processor = conversion.processor(original, config, image_processor, tokenizer)
+    try_processor(processor, config)
     with atomic_folder(args.output, args.overwrite) as new:
         check_free_space(new, shapes, dtype)
         config.save_pretrained(new)
@@ -135,15 +141,24 @@ def convert(conversion: Conversion, args: argparse.Namespace) -> None:
         push(Path(args.output), args.push_to_hub)
 
 
+def fetch_input(is_stage_1: bool, folder: Path, fetch: Callable[[list[str]], object]) -> None:
+    """Fetches a whole checkpoint, or else its parts of stage 1, and the vision tower that lies in a folder inside."""
+    if is_stage_1 or not find_weight_files(folder, fetch):
+        fetch([kind.stage_1_file for kind in KINDS])
+    name = read_json(folder / "config.json").get("mm_vision_tower")
+    if isinstance(name, str) and name and os.path.isfile(folder / name / "config.json"):
+        find_weight_files(folder / name, lambda files: fetch([f"{name}/{file}" for file in files]))
+
+
 def open_parts(kind: CheckpointKind, folder: Path, language_folder: Path) -> tuple[Part, Part]:
     """Compressor and language model: both in one checkpoint, or the former by itself after stage 1."""
     stage_1 = folder / kind.stage_1_file
-    if not stage_1.is_file() and not has_weight_files(folder):
+    if not stage_1.is_file() and not find_weight_files(folder):
         for other in KINDS:
             if (folder / other.stage_1_file).is_file():
                 refuse_other_kinds(CheckpointReader(folder / other.stage_1_file), kind)
     if language_folder == folder:
-        if stage_1.is_file() and not has_weight_files(folder):
+        if stage_1.is_file() and not find_weight_files(folder):
             raise ConversionError(f"{folder} holds a stage-1 {stage_1.name} alone. Pass --language-model.")
         checkpoint = CheckpointReader(folder)
         refuse_other_kinds(checkpoint, kind)
@@ -178,13 +193,35 @@ def vocabulary_sizes(language_config: dict, image_token_id: int) -> tuple[int, i
     return before, max(before, image_token_id + 1)
 
 
+def check_num_layers(what: str, number: int, part: Part, prefix: str) -> None:
+    """Before a model is made of as many layers, which for a damaged number takes all of the memory."""
+    layers = layer_numbers(part.checkpoint, part.prefix + prefix)
+    if number > len(layers):
+        raise ConversionError(
+            f"The checkpoint does not fit its configuration: num_hidden_layers of the {what} makes {number} layers, "
+            f"but there are weights of {len(layers)}."
+        )
+
+
 def meta_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """The model without its weights, to know their names and shapes from."""
-    try:
-        with torch.device("meta"):
-            return model_class(config)
-    except ValueError as error:
-        raise ConversionError(f"The checkpoint does not make a valid model: {error}") from error
+    with blaming("The checkpoint does not make a valid model"), torch.device("meta"):
+        return model_class(config)
+
+
+def try_processor(processor: ProcessorMixin, config: PreTrainedConfig) -> None:
+    """Uses it once: wrong settings of pixels and tokens show themselves in a call, not before."""
+    size = config.vision_config.image_size
+    with blaming("The original's settings of image processor and tokenizer do not make a valid processor"):
+        inputs = processor(
+            images=Image.new("RGB", (3, 2)), text=f"USER: {IMAGE_TOKEN}\nWhat? ASSISTANT:", return_tensors="pt"
+        )
+        shape, is_finite = list(inputs["pixel_values"].shape[-2:]), inputs["pixel_values"].isfinite().all()
+    if shape != [size, size] or not is_finite:
+        raise ConversionError(
+            f"The image processor's settings do not fit the vision tower: it gives images of {shape} pixels, finite: "
+            f"{bool(is_finite)}, but {[size, size]} are needed. Is preprocessor_config.json another model's?"
+        )
 
 
 def check_output(output: str, inputs: list[Path | None]) -> None:
@@ -220,6 +257,7 @@ def parse_arguments(kind: CheckpointKind, description: str, argv: list[str] | No
     )
     place = "DIR_OR_HUB_ID"
     parser.add_argument("--input", required=True, metavar=place, help="original checkpoint")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of --input on the Hub")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--vision-tower", metavar=place, help="default: `mm_vision_tower` of the original config")
     parser.add_argument("--language-model", metavar=place, help=f"for a stage-1 {kind.stage_1_file}")
@@ -244,8 +282,10 @@ def main(conversion: Conversion, description: str, argv: list[str] | None = None
     try:
         convert(conversion, args)
     except ConversionError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(one_line(f"error: {error}"))
     except Exception as error:
-        if not is_disk_full(error):
+        if is_disk_full(error):
+            sys.exit(f"error: The disk is full: {args.output} could not be written, and nothing was left behind.")
+        if not isinstance(error, OSError):
             raise
-        sys.exit(f"error: The disk is full: {args.output} could not be written, and nothing was left behind.")
+        sys.exit(one_line(f"error: {error}"))

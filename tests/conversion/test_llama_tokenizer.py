@@ -87,6 +87,16 @@ def test_legacy_flag_decides_what_follows_the_end_of_a_turn(tmp_path, flag, toke
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("</s>a")) == ["<s>", "</s>", token]
 
 
+@pytest.mark.parametrize("config", [None, {}, {"add_bos_token": True}, {"add_bos_token": False}])
+def test_prompts_begin_with_bos_unless_the_original_says_otherwise(tmp_path, config):
+    shutil.copyfile(FIXTURES / GOLDEN_NAMES[0] / "tokenizer.model", tmp_path / "tokenizer.model")
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = convert_llama_tokenizer(tmp_path)
+    expected = [] if config == {"add_bos_token": False} else ["<s>"]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a cat").input_ids)[:-2] == [*expected, "▁a"]
+
+
 def test_without_a_tokenizer(tmp_path):
     with pytest.raises(ConversionError, match="neither tokenizer.model nor tokenizer.json"):
         convert_llama_tokenizer(tmp_path)
