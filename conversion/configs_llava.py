@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from conversion_error import ConversionError, blaming
 from input_files import check_types, read_json
+from token_ids import SPECIAL_IDS, check_special_ids, is_unset
 from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaImageProcessorPil, PreTrainedConfig
 
 
@@ -82,14 +83,15 @@ def llava_config(
         )
 
 
-def generation_config(folder: Path, text_config: LlamaConfig, pad_token_id: int) -> GenerationConfig:
+def generation_config(folder: Path, text_config: LlamaConfig, tokenizer) -> GenerationConfig:
     """The special tokens only: sampling settings of the original would take over greedy calls."""
-    original = read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    file = folder / "generation_config.json"
+    original = read_json(file) if file.is_file() else {}
     ids = {}
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        ids[name] = original[name] if original.get(name) is not None else getattr(text_config, name)
-    if ids["pad_token_id"] is None or ids["pad_token_id"] < 0:
-        ids["pad_token_id"] = pad_token_id
+    for name in SPECIAL_IDS:
+        said = [original.get(name), getattr(text_config, name), getattr(tokenizer, name)]
+        ids[name] = next((value for value in said if not is_unset(name, value)), None)
+    check_special_ids(ids, tokenizer, file if original else folder / "config.json")
     return GenerationConfig(**ids)
 
 

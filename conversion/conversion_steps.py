@@ -38,6 +38,7 @@ from model_card import CardTexts, write_model_card
 from PIL import Image
 from shard_writer import parse_size
 from tensor_recipes import check_recipes, compare_with_sources, write_recipes
+from token_ids import check_special_ids
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
 from vision_tower import find_vision_tower, infer_vision_config, layer_numbers, read_vision_config
@@ -85,10 +86,11 @@ def convert(conversion: Conversion, args: argparse.Namespace) -> None:
     else:
         vision_config = read_vision_config(vision_folder)
 
-    tokenizer = convert_llama_tokenizer(language_folder)
-    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     language_config = original if language_folder == folder else read_json(language_folder / "config.json")
-    old_vocab_size, vocab_size = vocabulary_sizes(language_config, image_token_id)
+    old_vocab_size = language_config.get("vocab_size", 32000)
+    tokenizer = convert_llama_tokenizer(language_folder, old_vocab_size)
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    vocab_size = max(old_vocab_size, image_token_id + 1)
     dtype = stored_dtype(args.dtype, language_config, landmark(resampler, conversion.kind))
     config = conversion.config(
         original,
@@ -114,12 +116,14 @@ def convert(conversion: Conversion, args: argparse.Namespace) -> None:
     image_processor = llava_image_processor(original, vision_folder, config.vision_config.image_size)
     processor = conversion.processor(original, config, image_processor, tokenizer)
     try_processor(processor, config)
+    check_special_ids(vars(config.text_config), tokenizer, language_folder / "config.json")
+    generation = generation_config(language_folder, config.text_config, tokenizer)
     with atomic_folder(args.output, args.overwrite) as new:
         check_free_space(new, shapes, dtype)
         config.save_pretrained(new)
         custom_object_save(model, new)
         processor.save_pretrained(new)
-        generation_config(language_folder, config.text_config, tokenizer.pad_token_id).save_pretrained(new)
+        generation.save_pretrained(new)
         write_model_card(
             new,
             original=folder,
@@ -181,16 +185,6 @@ def landmark(resampler: Part, kind: CheckpointKind) -> torch.Tensor:
     if name not in resampler.checkpoint:
         raise ConversionError(f"The checkpoint does not fit its configuration: missing tensors: {name}.")
     return resampler.checkpoint.tensor(name)
-
-
-def vocabulary_sizes(language_config: dict, image_token_id: int) -> tuple[int, int]:
-    """The vocabulary's size before, and with a row for `<image>`."""
-    before = language_config.get("vocab_size", 32000)
-    if image_token_id > before:
-        raise ConversionError(
-            f"The tokenizer has {image_token_id} tokens, but the language model's vocab_size is {before}."
-        )
-    return before, max(before, image_token_id + 1)
 
 
 def check_num_layers(what: str, number: int, part: Part, prefix: str) -> None:

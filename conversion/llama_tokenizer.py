@@ -11,6 +11,7 @@ from pathlib import Path
 from conversion_error import ConversionError, blaming
 from input_files import check_types, read_json, refuse_lfs_pointer
 from sentencepiece import SentencePieceProcessor
+from token_ids import check_vocabulary
 from tokenizers import Regex, Tokenizer, normalizers
 from transformers import AddedToken, LlamaTokenizer
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
@@ -28,16 +29,17 @@ SETTINGS = {
 }
 
 
-def convert_llama_tokenizer(folder: Path) -> TokenizersBackend:
+def convert_llama_tokenizer(folder: Path, vocab_size: int) -> TokenizersBackend:
     """
     Args:
         folder: Has a Llama tokenizer: tokenizer.model or tokenizer.json, and tokenizer_config.json.
+        vocab_size: The rows of the language model that it belongs to.
 
     Returns:
         The tokenizer with `<image>` as its last token, padding on the left.
 
     Raises:
-        ConversionError: There is no tokenizer, or it cannot be read.
+        ConversionError: There is no tokenizer, it cannot be read, or it does not fit the language model.
     """
     files = [folder / name for name in FILES if (folder / name).is_file()]
     if not files:
@@ -58,6 +60,7 @@ def convert_llama_tokenizer(folder: Path) -> TokenizersBackend:
         original = LlamaTokenizer.from_pretrained(
             folder, legacy=legacy, add_bos_token=config.get("add_bos_token", True)
         )
+        check_vocabulary(original, vocab_size)
         return llava_tokenizer(original, legacy)
 
 
