@@ -30,6 +30,7 @@ from configs_llava import (
     stored_dtype,
 )
 from conversion_error import ConversionError, blaming, one_line
+from crc_check import crc_report
 from hub_folders import local_folder, push
 from input_files import read_json
 from key_mapping_llava import VISION_PREFIX, Part, Sources, is_dropped, llava_recipes
@@ -118,8 +119,12 @@ def convert(conversion: Conversion, args: argparse.Namespace) -> None:
     try_processor(processor, config)
     check_special_ids(vars(config.text_config), tokenizer, language_folder / "config.json")
     generation = generation_config(language_folder, config.text_config, tokenizer)
+    checked = []
     with atomic_folder(args.output, args.overwrite) as new:
         check_free_space(new, shapes, dtype)
+        if args.check:
+            files = [file for part in (resampler, language, vision) for file in part.checkpoint.files]
+            checked += crc_report(dict.fromkeys(files))
         config.save_pretrained(new)
         custom_object_save(model, new)
         processor.save_pretrained(new)
@@ -139,8 +144,8 @@ def convert(conversion: Conversion, args: argparse.Namespace) -> None:
         )
         write_recipes(recipes, shapes, new, dtype, args.max_shard_size)
         if args.check:
-            print(f"Checked: all {compare_with_sources(recipes, new, dtype)} tensors equal their sources.")
-    print(f"Converted: {args.output}")
+            checked.append(f"Checked: all {compare_with_sources(recipes, new, dtype)} tensors equal their sources.")
+    print(*checked, f"Converted: {args.output}", sep="\n")
     if args.push_to_hub:
         push(Path(args.output), args.push_to_hub)
 
@@ -260,7 +265,11 @@ def parse_arguments(kind: CheckpointKind, description: str, argv: list[str] | No
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the output folder once the new one is finished"
     )
-    parser.add_argument("--check", action="store_true", help="read the result back and compare every tensor")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="read the CRCs of the original's .bin files, and compare every written tensor with its source",
+    )
     parser.add_argument("--max-shard-size", default="2GB", metavar="SIZE", help="default: %(default)s")
     args = parser.parse_args(argv)
     try:
