@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from atomic_folder import atomic_folder
+from atomic_folder import atomic_folder, clean_up
 from checkpoint_kinds import KINDS, CheckpointKind, refuse_other_kinds
 from checkpoint_reader import CheckpointReader
 from configs_llava import (
@@ -36,6 +36,7 @@ from input_files import read_json
 from key_mapping_llava import VISION_PREFIX, Part, Sources, is_dropped, llava_recipes
 from llama_tokenizer import IMAGE_TOKEN, convert_llama_tokenizer
 from model_card import CardTexts, write_model_card
+from output_folder import check_output
 from PIL import Image
 from shard_writer import parse_size
 from tensor_recipes import check_recipes, compare_with_sources, write_recipes
@@ -73,13 +74,16 @@ class Conversion:
 
 def convert(conversion: Conversion, args: argparse.Namespace) -> None:
     """Everything from the command line's arguments to the finished folder."""
+    named = [Path(name) for name in (args.input, args.language_model, args.vision_tower) if name]
+    # Before anything is downloaded or read, and again when all folders are known.
+    clean_up(check_output(args.output, args.overwrite, filter(os.path.exists, named)))
     folder = local_folder(args.input, "--input", args.revision, partial(fetch_input, args.language_model is not None))
     language_folder = folder if args.language_model is None else local_folder(args.language_model, "--language-model")
     resampler, language = open_parts(conversion.kind, folder, language_folder)
     original = read_original_config(folder, conversion.settings)
     has_vision = any(name.startswith("model.vision_tower.") for name in resampler.checkpoint.keys())
     vision_folder = find_vision_tower(args.vision_tower, original.get("mm_vision_tower"), folder, has_vision)
-    check_output(args.output, [folder, language_folder, vision_folder])
+    target = check_output(args.output, args.overwrite, filter(None, [folder, language_folder, vision_folder]))
 
     vision = Part(resampler.checkpoint, VISION_PREFIX) if has_vision else open_vision_tower(vision_folder)
     if vision_folder is None:
@@ -120,7 +124,7 @@ def convert(conversion: Conversion, args: argparse.Namespace) -> None:
     check_special_ids(vars(config.text_config), tokenizer, language_folder / "config.json")
     generation = generation_config(language_folder, config.text_config, tokenizer)
     checked = []
-    with atomic_folder(args.output, args.overwrite) as new:
+    with atomic_folder(target, args.overwrite) as new:
         check_free_space(new, shapes, dtype)
         if args.check:
             files = [file for part in (resampler, language, vision) for file in part.checkpoint.files]
@@ -133,7 +137,7 @@ def convert(conversion: Conversion, args: argparse.Namespace) -> None:
             new,
             original=folder,
             sources=[name for name in (args.input, args.language_model, args.vision_tower) if name],
-            title=args.push_to_hub or Path(args.output).resolve().name,
+            title=args.push_to_hub or target.name,
             texts=conversion.card,
             script=conversion.kind.script,
             max_visual_tokens=processor.max_visual_tokens,
@@ -147,7 +151,7 @@ def convert(conversion: Conversion, args: argparse.Namespace) -> None:
             checked.append(f"Checked: all {compare_with_sources(recipes, new, dtype)} tensors equal their sources.")
     print(*checked, f"Converted: {args.output}", sep="\n")
     if args.push_to_hub:
-        push(Path(args.output), args.push_to_hub)
+        push(target, args.push_to_hub)
 
 
 def fetch_input(is_stage_1: bool, folder: Path, fetch: Callable[[list[str]], object]) -> None:
@@ -223,14 +227,6 @@ def try_processor(processor: ProcessorMixin, config: PreTrainedConfig) -> None:
         )
 
 
-def check_output(output: str, inputs: list[Path | None]) -> None:
-    """`--overwrite` must never take the original away."""
-    target = Path(output).resolve()
-    for path in inputs:
-        if path is not None and (target == path.resolve() or target in path.resolve().parents):
-            raise ConversionError(f"--output {output} is, or contains, the input {path}. Choose another folder.")
-
-
 def check_free_space(folder: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> None:
     """Says so before an hour of work, and not after it, when the weights will not fit."""
     needed, free = (
@@ -263,7 +259,9 @@ def parse_arguments(kind: CheckpointKind, description: str, argv: list[str] | No
     parser.add_argument("--dtype", choices=DTYPES, help="default: the original's")
     parser.add_argument("--push-to-hub", metavar="ID", help="upload the result into this model repository")
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace the output folder once the new one is finished"
+        "--overwrite",
+        action="store_true",
+        help="replace an output folder that a conversion wrote once the new one is finished",
     )
     parser.add_argument(
         "--check",
