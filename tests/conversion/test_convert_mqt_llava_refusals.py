@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import httpx
 import hub_folders
 import pytest
 import shard_writer
@@ -154,7 +155,7 @@ def test_push_to_hub(original, convert, monkeypatch):
     assert calls[0] == "someone/some-model" and {"model.safetensors", "README.md", "config.json"} <= calls[1]
 
     def create_repo(self, repo_id, exist_ok):
-        raise OSError("not logged in")
+        raise httpx.ConnectError("no connection")
 
     monkeypatch.setattr(Api, "create_repo", create_repo)
     with pytest.raises(SystemExit, match="'someone/some-model' failed, but .*again is finished"):
