@@ -6,6 +6,7 @@ exception, a full disk or a kill, nothing half-written ever has the folder's nam
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,44 +16,59 @@ from conversion_error import ConversionError
 
 
 @contextmanager
-def atomic_folder(target: str | Path, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     Yields the sibling `.<name>.partial-<pid>` to write into, which becomes `target` when the block ends well.
 
-    Siblings that a killed run for the same target left behind are removed first; two runs for one target at the same
-    time are therefore not supported (the later one wins).
+    Two runs for one target at the same time are not supported (the later one wins).
 
     Args:
-        target: The folder to make.
-        overwrite: Whether a folder that is there may be replaced. It stays as it is until the new one is finished.
+        target: The folder to make, whose place `check_output` has approved.
+        overwrite: Whether to replace a folder that is there. It stays as it is until the new one is finished. Without
+            it, a folder that is not empty by then is left alone.
 
     Raises:
-        ConversionError: `target` is a file, or a folder that is not empty and `overwrite` is false.
+        ConversionError: Nothing can be written there.
     """
-    target = Path(target).resolve()
-    clean_up(target)
-    if target.exists() and not target.is_dir():
-        raise ConversionError(f"The output {target} is a file, not a folder.")
-    if not overwrite and target.exists() and any(target.iterdir()):
-        raise ConversionError(f"The output folder {target} is not empty. Pass --overwrite to replace it.")
-
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
+    made = [parent for parent in partial.parents if not parent.exists()]
     try:
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise ConversionError(f"The output folder {target} cannot be made: {error.strerror}.") from error
         yield partial
-        swap(partial, target)
+        swap(partial, target, overwrite)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:
+            remove_if_empty(parent)
         raise
 
 
-def swap(new: Path, target: Path) -> None:
+def swap(new: Path, target: Path, overwrite: bool) -> None:
     """Gives `new` the name of `target`. A folder that had it is moved aside before and removed after."""
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
+    if not overwrite or not target.exists():
+        if target.exists():
+            # Fails if something was put into it in the meantime.
+            target.rmdir()
+        new.rename(target)
+        return
+    target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        pass
 
 
 def clean_up(target: Path) -> None:
@@ -60,10 +76,10 @@ def clean_up(target: Path) -> None:
     if not target.parent.is_dir():
         return
     for sibling in list(target.parent.iterdir()):
-        if sibling.name.startswith(f".{target.name}.partial-"):
+        found = re.fullmatch(rf"\.{re.escape(target.name)}\.(partial|old)-\d+", sibling.name)
+        if not found or sibling.is_symlink() or not sibling.is_dir():
+            continue
+        if found[1] == "partial" or target.exists():
             shutil.rmtree(sibling)
-        elif sibling.name.startswith(f".{target.name}.old-"):
-            if target.exists():
-                shutil.rmtree(sibling)
-            else:
-                sibling.rename(target)
+        else:
+            sibling.rename(target)

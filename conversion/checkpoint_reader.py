@@ -5,23 +5,23 @@ Files are mapped into memory, never read as a whole: a tensor's bytes come from 
 and the system may drop them again. Pickles are opened with `weights_only=True`, so that code in them is never run.
 """
 
-import json
 import logging
-import pickle
 import re
-import zipfile
 from pathlib import Path
 
 import torch
-from conversion_error import ConversionError, listed
-from safetensors import SafetensorError, safe_open
+from conversion_error import ConversionError, blaming, listed, one_line
+from input_files import refuse_lfs_pointer, starts_with
+from safetensors import safe_open
+from weight_files import LOOKED_FOR, find_weight_files
 
 
 logger = logging.getLogger(__name__)
 
-INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-# Where no index says which files belong together. Of one checkpoint saved both ways, safetensors is the safer half.
-FILE_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
+# What files of torch.save begin with, today's and those from before 1.6.
+ZIP, PICKLE = b"PK", b"\x80"
+# What safetensors calls the dtypes that weights come in; others keep the name that they have there.
+SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class CheckpointReader:
@@ -29,7 +29,10 @@ class CheckpointReader:
     A checkpoint as a mapping from names to tensors.
 
     Args:
-        path: A folder with one or many `.safetensors` or `.bin` shards, with or without an index, or one such file.
+        path: A folder with weights (`weight_files` says which files these are), or one file of them.
+
+    Attributes:
+        files: The files that hold the tensors.
 
     Raises:
         ConversionError: There are no weights, a shard is missing or damaged, holds anything else than tensors, or two
@@ -38,8 +41,10 @@ class CheckpointReader:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.files = weight_files(self.path)
         self._shards = {}
-        for file in weight_files(self.path):
+        for file in self.files:
+            refuse_lfs_pointer(file)
             shard = SafetensorsShard(file) if file.suffix == ".safetensors" else PickleShard(file)
             twice = self._shards.keys() & shard.keys()
             if twice:
@@ -53,27 +58,38 @@ class CheckpointReader:
         return name in self._shards
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._shards[name].shape(name)
+        return self._shard(name).shape(name)
+
+    def dtype(self, name: str) -> str:
+        """What torch calls the dtype, or what the file does where torch has none."""
+        return self._shard(name).dtype(name)
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor, backed by the mapped file: compute with it, but do not write to it."""
-        return self._shards[name].tensor(name)
+        return self._shard(name).tensor(name)
+
+    def _shard(self, name: str) -> "SafetensorsShard | PickleShard":
+        if name not in self._shards:
+            raise ConversionError(f"{self.path} has no tensor {name}.")
+        return self._shards[name]
 
 
 class SafetensorsShard:
     """One `.safetensors` file."""
 
     def __init__(self, file: Path):
-        try:
+        with blaming(f"{file} is not a readable safetensors file"):
             self._file = safe_open(file, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise ConversionError(f"{file} is not a readable safetensors file: {error}") from error
 
     def keys(self) -> list[str]:
         return list(self._file.keys())
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._file.get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        dtype = self._file.get_slice(name).get_dtype()
+        return SAFETENSORS_DTYPES.get(dtype, dtype)
 
     def tensor(self, name: str) -> torch.Tensor:
         return self._file.get_tensor(name)
@@ -86,9 +102,19 @@ class PickleShard:
         self._tensors = load_pickle(file)
         if not isinstance(self._tensors, dict):
             raise ConversionError(f"{file} holds a {type(self._tensors).__name__}, not a dictionary of tensors.")
-        others = [str(name) for name, value in self._tensors.items() if not isinstance(value, torch.Tensor)]
+        others = [
+            str(name)
+            for name, value in self._tensors.items()
+            if not isinstance(name, str) or not isinstance(value, torch.Tensor)
+        ]
         if others:
             raise ConversionError(f"{file} holds entries that are not tensors: {listed(others)}.")
+        without_data = [name for name, value in self._tensors.items() if not is_plain(value)]
+        if without_data:
+            raise ConversionError(
+                f"{file} holds tensors that are no plain numbers in memory, but meta, quantised, sparse or nested: "
+                f"{listed(without_data)}."
+            )
 
     def keys(self) -> list[str]:
         return list(self._tensors)
@@ -96,27 +122,46 @@ class PickleShard:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensors[name].shape)
 
+    def dtype(self, name: str) -> str:
+        return str(self._tensors[name].dtype).removeprefix("torch.")
+
     def tensor(self, name: str) -> torch.Tensor:
         return self._tensors[name]
 
 
+def is_plain(tensor: torch.Tensor) -> bool:
+    return (
+        tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and not tensor.is_quantized
+        and not tensor.is_nested
+    )
+
+
 def load_pickle(file: Path):
     """What `torch.save` wrote, mapped where the format allows it, with everything but tensors refused."""
+    is_zip = starts_with(file, ZIP)
+    if not is_zip and not starts_with(file, PICKLE):
+        raise ConversionError(f"{file} is not a readable file of torch.save: it is no zip file and no pickle.")
+    if not is_zip:
+        logger.warning("%s is in torch's format from before 1.6, which cannot be mapped: all of it is read.", file)
     try:
-        if not zipfile.is_zipfile(file):
-            logger.warning("%s is in torch's format from before 1.6, which cannot be mapped: all of it is read.", file)
-            return torch.load(file, map_location="cpu", weights_only=True)
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
+    # A damaged pickle is a program with mistakes, and ends in an error of any kind.
+    except Exception as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if not found:
+            # Without torch's advice, which is to open the file without this protection.
+            reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0].partition(". ")[0]
+            raise ConversionError(
+                f"{file} is refused: it is damaged, or a pickle with more in it than tensors. Nothing in it was run. "
+                f"({one_line(reason, 200)})"
+            ) from None
         raise ConversionError(
-            f"{file} is refused: it is a pickle with more in it than tensors"
-            + (f" (it asks for `{found[1]}`)" if found else "")
-            + ", and such a file can run any code when it is opened. Nothing in it was run. "
-            "If you trust its author, ask them for a .safetensors file."
+            f"{file} is refused: it is a pickle with more in it than tensors (it asks for `{found[1]}`), and such a "
+            "file can run any code when it is opened. Nothing in it was run. If you trust its author, ask them for a "
+            ".safetensors file."
         ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ConversionError(f"{file} is not a readable file of torch.save: {error}") from error
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -125,30 +170,7 @@ def weight_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ConversionError(f"There is no checkpoint at {path}.")
-    for index in INDEX_FILES:
-        if (path / index).is_file():
-            return indexed_files(path / index)
-    for pattern in FILE_PATTERNS:
-        files = sorted(path.glob(pattern))
-        if files:
-            return files
-    raise ConversionError(
-        f"{path} holds no weights. Looked for {', '.join(INDEX_FILES)} and, without an index, for "
-        f"{', '.join(FILE_PATTERNS)}."
-    )
-
-
-def has_weight_files(folder: Path) -> bool:
-    return any(next(folder.glob(pattern), None) for pattern in INDEX_FILES + FILE_PATTERNS)
-
-
-def indexed_files(index: Path) -> list[Path]:
-    """The shards that an index names, each of which must lie beside it."""
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConversionError(f"{index} is not an index of shards: it has no readable `weight_map`.") from error
-    missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
-    if missing:
-        raise ConversionError(f"{index} names shards that do not lie beside it: {listed(missing)}.")
-    return [index.parent / name for name in names]
+    files = find_weight_files(path)
+    if not files:
+        raise ConversionError(f"{path} holds no weights. Looked for {LOOKED_FOR}.")
+    return files

@@ -9,6 +9,7 @@ it is finished, or not at all.
 
 import argparse
 import errno
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,28 +18,33 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from atomic_folder import atomic_folder
+from atomic_folder import atomic_folder, clean_up
 from checkpoint_kinds import KINDS, CheckpointKind, refuse_other_kinds
-from checkpoint_reader import CheckpointReader, has_weight_files
+from checkpoint_reader import CheckpointReader
 from configs_llava import (
     DTYPES,
     generation_config,
     llama_config,
     llava_image_processor,
-    read_json,
     read_original_config,
     stored_dtype,
 )
-from conversion_error import ConversionError
+from conversion_error import ConversionError, blaming, one_line
+from crc_check import crc_report
 from hub_folders import local_folder, push
+from input_files import read_json
 from key_mapping_llava import VISION_PREFIX, Part, Sources, is_dropped, llava_recipes
 from llama_tokenizer import IMAGE_TOKEN, convert_llama_tokenizer
 from model_card import CardTexts, write_model_card
+from output_folder import check_output
+from PIL import Image
 from shard_writer import parse_size
 from tensor_recipes import check_recipes, compare_with_sources, write_recipes
+from token_ids import check_special_ids
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
-from vision_tower import find_vision_tower, infer_vision_config, read_vision_config
+from vision_tower import find_vision_tower, infer_vision_config, layer_numbers, read_vision_config
+from weight_files import find_weight_files
 
 
 @dataclass(frozen=True)
@@ -68,13 +74,16 @@ class Conversion:
 
 def convert(conversion: Conversion, args: argparse.Namespace) -> None:
     """Everything from the command line's arguments to the finished folder."""
-    folder = local_folder(args.input, "--input")
+    named = [Path(name) for name in (args.input, args.language_model, args.vision_tower) if name]
+    # Before anything is downloaded or read, and again when all folders are known.
+    clean_up(check_output(args.output, args.overwrite, filter(os.path.exists, named)))
+    folder = local_folder(args.input, "--input", args.revision, partial(fetch_input, args.language_model is not None))
     language_folder = folder if args.language_model is None else local_folder(args.language_model, "--language-model")
     resampler, language = open_parts(conversion.kind, folder, language_folder)
     original = read_original_config(folder, conversion.settings)
     has_vision = any(name.startswith("model.vision_tower.") for name in resampler.checkpoint.keys())
     vision_folder = find_vision_tower(args.vision_tower, original.get("mm_vision_tower"), folder, has_vision)
-    check_output(args.output, [folder, language_folder, vision_folder])
+    target = check_output(args.output, args.overwrite, filter(None, [folder, language_folder, vision_folder]))
 
     vision = Part(resampler.checkpoint, VISION_PREFIX) if has_vision else open_vision_tower(vision_folder)
     if vision_folder is None:
@@ -82,10 +91,11 @@ def convert(conversion: Conversion, args: argparse.Namespace) -> None:
     else:
         vision_config = read_vision_config(vision_folder)
 
-    tokenizer = convert_llama_tokenizer(language_folder)
-    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     language_config = original if language_folder == folder else read_json(language_folder / "config.json")
-    old_vocab_size, vocab_size = vocabulary_sizes(language_config, image_token_id)
+    old_vocab_size = language_config.get("vocab_size", 32000)
+    tokenizer = convert_llama_tokenizer(language_folder, old_vocab_size)
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    vocab_size = max(old_vocab_size, image_token_id + 1)
     dtype = stored_dtype(args.dtype, language_config, landmark(resampler, conversion.kind))
     config = conversion.config(
         original,
@@ -96,6 +106,8 @@ def convert(conversion: Conversion, args: argparse.Namespace) -> None:
         dtype=dtype,
     )
 
+    check_num_layers("language model", config.text_config.num_hidden_layers, language, "model.layers.")
+    check_num_layers("vision tower", config.vision_config.num_hidden_layers, vision, "encoder.layers.")
     model = meta_model(conversion.model_class, config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     dropped = partial(
@@ -108,17 +120,24 @@ def convert(conversion: Conversion, args: argparse.Namespace) -> None:
 
     image_processor = llava_image_processor(original, vision_folder, config.vision_config.image_size)
     processor = conversion.processor(original, config, image_processor, tokenizer)
-    with atomic_folder(args.output, args.overwrite) as new:
+    try_processor(processor, config)
+    check_special_ids(vars(config.text_config), tokenizer, language_folder / "config.json")
+    generation = generation_config(language_folder, config.text_config, tokenizer)
+    checked = []
+    with atomic_folder(target, args.overwrite) as new:
         check_free_space(new, shapes, dtype)
+        if args.check:
+            files = [file for part in (resampler, language, vision) for file in part.checkpoint.files]
+            checked += crc_report(dict.fromkeys(files))
         config.save_pretrained(new)
         custom_object_save(model, new)
         processor.save_pretrained(new)
-        generation_config(language_folder, config.text_config, tokenizer.pad_token_id).save_pretrained(new)
+        generation.save_pretrained(new)
         write_model_card(
             new,
             original=folder,
             sources=[name for name in (args.input, args.language_model, args.vision_tower) if name],
-            title=args.push_to_hub or Path(args.output).resolve().name,
+            title=args.push_to_hub or target.name,
             texts=conversion.card,
             script=conversion.kind.script,
             max_visual_tokens=processor.max_visual_tokens,
@@ -129,21 +148,30 @@ def convert(conversion: Conversion, args: argparse.Namespace) -> None:
         )
         write_recipes(recipes, shapes, new, dtype, args.max_shard_size)
         if args.check:
-            print(f"Checked: all {compare_with_sources(recipes, new, dtype)} tensors equal their sources.")
-    print(f"Converted: {args.output}")
+            checked.append(f"Checked: all {compare_with_sources(recipes, new, dtype)} tensors equal their sources.")
+    print(*checked, f"Converted: {args.output}", sep="\n")
     if args.push_to_hub:
-        push(Path(args.output), args.push_to_hub)
+        push(target, args.push_to_hub)
+
+
+def fetch_input(is_stage_1: bool, folder: Path, fetch: Callable[[list[str]], object]) -> None:
+    """Fetches a whole checkpoint, or else its parts of stage 1, and the vision tower that lies in a folder inside."""
+    if is_stage_1 or not find_weight_files(folder, fetch):
+        fetch([kind.stage_1_file for kind in KINDS])
+    name = read_json(folder / "config.json").get("mm_vision_tower")
+    if isinstance(name, str) and name and os.path.isfile(folder / name / "config.json"):
+        find_weight_files(folder / name, lambda files: fetch([f"{name}/{file}" for file in files]))
 
 
 def open_parts(kind: CheckpointKind, folder: Path, language_folder: Path) -> tuple[Part, Part]:
     """Compressor and language model: both in one checkpoint, or the former by itself after stage 1."""
     stage_1 = folder / kind.stage_1_file
-    if not stage_1.is_file() and not has_weight_files(folder):
+    if not stage_1.is_file() and not find_weight_files(folder):
         for other in KINDS:
             if (folder / other.stage_1_file).is_file():
                 refuse_other_kinds(CheckpointReader(folder / other.stage_1_file), kind)
     if language_folder == folder:
-        if stage_1.is_file() and not has_weight_files(folder):
+        if stage_1.is_file() and not find_weight_files(folder):
             raise ConversionError(f"{folder} holds a stage-1 {stage_1.name} alone. Pass --language-model.")
         checkpoint = CheckpointReader(folder)
         refuse_other_kinds(checkpoint, kind)
@@ -168,31 +196,35 @@ def landmark(resampler: Part, kind: CheckpointKind) -> torch.Tensor:
     return resampler.checkpoint.tensor(name)
 
 
-def vocabulary_sizes(language_config: dict, image_token_id: int) -> tuple[int, int]:
-    """The vocabulary's size before, and with a row for `<image>`."""
-    before = language_config.get("vocab_size", 32000)
-    if image_token_id > before:
+def check_num_layers(what: str, number: int, part: Part, prefix: str) -> None:
+    """Before a model is made of as many layers, which for a damaged number takes all of the memory."""
+    layers = layer_numbers(part.checkpoint, part.prefix + prefix)
+    if number > len(layers):
         raise ConversionError(
-            f"The tokenizer has {image_token_id} tokens, but the language model's vocab_size is {before}."
+            f"The checkpoint does not fit its configuration: num_hidden_layers of the {what} makes {number} layers, "
+            f"but there are weights of {len(layers)}."
         )
-    return before, max(before, image_token_id + 1)
 
 
 def meta_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """The model without its weights, to know their names and shapes from."""
-    try:
-        with torch.device("meta"):
-            return model_class(config)
-    except ValueError as error:
-        raise ConversionError(f"The checkpoint does not make a valid model: {error}") from error
+    with blaming("The checkpoint does not make a valid model"), torch.device("meta"):
+        return model_class(config)
 
 
-def check_output(output: str, inputs: list[Path | None]) -> None:
-    """`--overwrite` must never take the original away."""
-    target = Path(output).resolve()
-    for path in inputs:
-        if path is not None and (target == path.resolve() or target in path.resolve().parents):
-            raise ConversionError(f"--output {output} is, or contains, the input {path}. Choose another folder.")
+def try_processor(processor: ProcessorMixin, config: PreTrainedConfig) -> None:
+    """Uses it once: wrong settings of pixels and tokens show themselves in a call, not before."""
+    size = config.vision_config.image_size
+    with blaming("The original's settings of image processor and tokenizer do not make a valid processor"):
+        inputs = processor(
+            images=Image.new("RGB", (3, 2)), text=f"USER: {IMAGE_TOKEN}\nWhat? ASSISTANT:", return_tensors="pt"
+        )
+        shape, is_finite = list(inputs["pixel_values"].shape[-2:]), inputs["pixel_values"].isfinite().all()
+    if shape != [size, size] or not is_finite:
+        raise ConversionError(
+            f"The image processor's settings do not fit the vision tower: it gives images of {shape} pixels, finite: "
+            f"{bool(is_finite)}, but {[size, size]} are needed. Is preprocessor_config.json another model's?"
+        )
 
 
 def check_free_space(folder: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> None:
@@ -220,15 +252,22 @@ def parse_arguments(kind: CheckpointKind, description: str, argv: list[str] | No
     )
     place = "DIR_OR_HUB_ID"
     parser.add_argument("--input", required=True, metavar=place, help="original checkpoint")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of --input on the Hub")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--vision-tower", metavar=place, help="default: `mm_vision_tower` of the original config")
     parser.add_argument("--language-model", metavar=place, help=f"for a stage-1 {kind.stage_1_file}")
     parser.add_argument("--dtype", choices=DTYPES, help="default: the original's")
     parser.add_argument("--push-to-hub", metavar="ID", help="upload the result into this model repository")
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace the output folder once the new one is finished"
+        "--overwrite",
+        action="store_true",
+        help="replace an output folder that a conversion wrote once the new one is finished",
     )
-    parser.add_argument("--check", action="store_true", help="read the result back and compare every tensor")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="read the CRCs of the original's .bin files, and compare every written tensor with its source",
+    )
     parser.add_argument("--max-shard-size", default="2GB", metavar="SIZE", help="default: %(default)s")
     args = parser.parse_args(argv)
     try:
@@ -244,8 +283,10 @@ def main(conversion: Conversion, description: str, argv: list[str] | None = None
     try:
         convert(conversion, args)
     except ConversionError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(one_line(f"error: {error}"))
     except Exception as error:
-        if not is_disk_full(error):
+        if is_disk_full(error):
+            sys.exit(f"error: The disk is full: {args.output} could not be written, and nothing was left behind.")
+        if not isinstance(error, OSError):
             raise
-        sys.exit(f"error: The disk is full: {args.output} could not be written, and nothing was left behind.")
+        sys.exit(one_line(f"error: {error}"))

@@ -6,10 +6,12 @@ in front of the piece after `<image>`, whatever its `legacy` flag says; the flag
 Serving engines run the tokenizer themselves, so both rules must be in the file.
 """
 
-import json
 from pathlib import Path
 
-from conversion_error import ConversionError
+from conversion_error import ConversionError, blaming
+from input_files import check_types, read_json, refuse_lfs_pointer
+from sentencepiece import SentencePieceProcessor
+from token_ids import check_vocabulary
 from tokenizers import Regex, Tokenizer, normalizers
 from transformers import AddedToken, LlamaTokenizer
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
@@ -17,28 +19,52 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from mqt_llava.processing_compressed_llava import IMAGE_TOKEN
 
 
-def convert_llama_tokenizer(folder: Path) -> TokenizersBackend:
+FILES = ("tokenizer.json", "tokenizer.model")
+# Settings that decide about ids, and what they may be.
+SETTINGS = {
+    "legacy": (bool, type(None)),
+    "add_bos_token": (bool,),
+    "add_eos_token": (bool,),
+    "model_max_length": (int, float, type(None)),
+}
+
+
+def convert_llama_tokenizer(folder: Path, vocab_size: int) -> TokenizersBackend:
     """
     Args:
         folder: Has a Llama tokenizer: tokenizer.model or tokenizer.json, and tokenizer_config.json.
+        vocab_size: The rows of the language model that it belongs to.
 
     Returns:
         The tokenizer with `<image>` as its last token, padding on the left.
 
     Raises:
-        ConversionError: There is no tokenizer, or it cannot be read.
+        ConversionError: There is no tokenizer, it cannot be read, or it does not fit the language model.
     """
-    if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+    files = [folder / name for name in FILES if (folder / name).is_file()]
+    if not files:
         raise ConversionError(f"{folder} has no tokenizer: neither tokenizer.model nor tokenizer.json is there.")
+    for file in files:
+        refuse_lfs_pointer(file)
+    if files[0].name == "tokenizer.model":
+        # transformers would go on to take it for a file of tiktoken.
+        with blaming(f"{files[0]} is not a readable SentencePiece model"):
+            SentencePieceProcessor(model_file=str(files[0]))
     config_file = folder / "tokenizer_config.json"
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-        # A tokenizer from before the flag was invented behaves as with `legacy: true`; the default today is false.
-        legacy = config.get("legacy") is not False
-        original = LlamaTokenizer.from_pretrained(folder, legacy=legacy)
-    except (OSError, ValueError, ImportError) as error:
-        raise ConversionError(f"The tokenizer in {folder} cannot be read: {error}") from error
+    config = read_json(config_file) if config_file.is_file() else {}
+    check_types(config, SETTINGS, config_file)
+    # What a file does not say is what it was when the originals were trained: `legacy` and BOS. Today's defaults are
+    # the opposite.
+    legacy = config.get("legacy") is not False
+    with blaming(f"The tokenizer in {folder} cannot be read"):
+        original = LlamaTokenizer.from_pretrained(
+            folder, legacy=legacy, add_bos_token=config.get("add_bos_token", True)
+        )
+        check_vocabulary(original, vocab_size)
+        return llava_tokenizer(original, legacy)
 
+
+def llava_tokenizer(original: LlamaTokenizer, legacy: bool) -> TokenizersBackend:
     tokenizer = TokenizersBackend(
         tokenizer_object=with_image_rule(original.backend_tokenizer, legacy),
         bos_token=original.bos_token,

@@ -92,5 +92,6 @@ def original_license(original: Path) -> str | None:
     """The licence that the original's own card names."""
     try:
         return ModelCard.load(original / "README.md").data.license
-    except (OSError, ValueError):
+    # A card without readable metadata names none, and the readers of YAML have errors of their own.
+    except Exception:
         return None

@@ -32,6 +32,8 @@ DTYPE_NAMES = {
 }
 # More than one tensor ever adds to a header, so that the files, headers included, stay under the asked size.
 HEADER_BYTES_PER_TENSOR = 512
+# Beside what transformers writes, what a file of a conversion is known by.
+METADATA = {"format": "pt", "written_by": "conversion of mqt_llava"}
 
 
 class TensorSpec(NamedTuple):
@@ -96,7 +98,7 @@ def split_into_shards(specs: dict[str, TensorSpec], max_shard_size: int) -> list
 def write_shard(file: Path, specs: dict[str, TensorSpec], tensor: Callable[[str], torch.Tensor]) -> None:
     """One safetensors file, the wider dtypes first, which keeps every tensor aligned to its own width."""
     specs = dict(sorted(specs.items(), key=lambda item: -item[1].dtype.itemsize))
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header, end = {"__metadata__": METADATA}, 0
     for name, spec in specs.items():
         begin, end = end, end + spec.nbytes
         header[name] = {"dtype": DTYPE_NAMES[spec.dtype], "shape": spec.shape, "data_offsets": [begin, end]}

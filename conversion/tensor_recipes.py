@@ -16,6 +16,10 @@ from shard_writer import TensorSpec, write_shards
 from tqdm import tqdm
 
 
+# Of anything else, a cast would make numbers that are not the weights: quantised ones need their scales.
+WEIGHT_DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """
@@ -53,7 +57,8 @@ def check_recipes(
         is_dropped: Whether a source of this name has no place in the new model and is left out on purpose.
 
     Raises:
-        ConversionError: Sources are missing, are not known, or have the wrong shape. Names them.
+        ConversionError: Sources are missing, are not known, have the wrong shape, or are no plain floating-point
+            numbers. Names them.
     """
     problems = []
     missing = {recipe.source for recipe in recipes.values() if recipe.source not in recipe.checkpoint}
@@ -70,6 +75,13 @@ def check_recipes(
     }
     if wrong:
         problems.append(f"wrong shapes: {listed(wrong)}")
+    others = {
+        f"{recipe.source} ({recipe.checkpoint.dtype(recipe.source)})"
+        for recipe in recipes.values()
+        if recipe.source not in missing and recipe.checkpoint.dtype(recipe.source) not in WEIGHT_DTYPES
+    }
+    if others:
+        problems.append(f"weights that are not stored as one of {', '.join(WEIGHT_DTYPES)}: {listed(others)}")
     if problems:
         raise ConversionError("The checkpoint does not fit its configuration: " + "; ".join(problems) + ".")
 
@@ -89,15 +101,34 @@ def write_recipes(
     dtype: torch.dtype,
     max_shard_size: int,
 ) -> None:
-    """Cooks every tensor into safetensors files in `folder`, one at a time."""
+    """
+    Cooks every tensor into safetensors files in `folder`, one at a time.
+
+    Raises:
+        ConversionError: Weights are NaN or infinite, in the new dtype at least. Names them.
+    """
     specs = {name: TensorSpec(dtype, tuple(shapes[name])) for name in recipes}
+    not_finite = set()
     with tqdm(total=len(recipes), desc="Converting", unit="tensor") as progress:
 
         def cook(name: str) -> torch.Tensor:
             progress.update()
-            return recipes[name].tensor(dtype)
+            tensor = recipes[name].tensor(dtype)
+            if not is_finite(tensor):
+                not_finite.add(recipes[name].source)
+            return tensor
 
         write_shards(folder, specs, cook, max_shard_size)
+    if not_finite:
+        raise ConversionError(
+            f"Weights are NaN or infinite as {str(dtype).removeprefix('torch.')}: {listed(not_finite)}. The "
+            "checkpoint is damaged, or its training failed, or the dtype cannot hold its numbers."
+        )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all numbers are. Through the extremes, which NaN takes over: faster than memory gives the numbers."""
+    return tensor.numel() == 0 or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
 def compare_with_sources(recipes: dict[str, Recipe], folder: Path, dtype: torch.dtype) -> int:

@@ -3,16 +3,36 @@
 import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from checkpoint_reader import CheckpointReader
-from helpers import FIXTURES, GOLDEN_NAMES
+from helpers import FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
 RESAMPLER = "model.query_abstractor."
 PROJECTOR = "model.mm_projector."
 VISION = "model.vision_tower.vision_tower."
+# What stands for a file where a repository was cloned without Git LFS.
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9976570304\n"
+
+
+class Kind(NamedTuple):
+    """A command, what the names of its compressor begin with, and one of the tensors."""
+
+    command: str
+    prefix: str
+    tensor: str
+    stage_1_file: str
+
+
+KINDS = {
+    GOLDEN_NAMES[0]: Kind(
+        "convert_mqt_llava_weights_to_hf", RESAMPLER, RESAMPLER + "ln_v.bias", "query_abstractor.bin"
+    ),
+    QUECC_GOLDEN_NAME: Kind("convert_quecc_weights_to_hf", PROJECTOR, PROJECTOR + "3.bias", "mm_projector.bin"),
+}
 
 
 class Original:
@@ -32,6 +52,10 @@ class Original:
         torch.save(self.tensors, self.folder / "pytorch_model.bin")
         (self.folder / "config.json").write_text(json.dumps(self.config))
         return self
+
+    def write(self, name: str | Path, text: str | bytes) -> None:
+        """Puts anything into a file."""
+        (self.folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
 
     def without_weights(self) -> "Original":
         (self.folder / "pytorch_model.bin").unlink()
@@ -66,3 +90,8 @@ def assert_same_tensors(folder, expected):
     assert set(reader.keys()) == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(reader.tensor(name), tensor), name
+
+
+def content(folder: Path) -> dict[Path, bytes | None]:
+    """All files and folders in a folder, with the files' bytes."""
+    return {path.relative_to(folder): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}

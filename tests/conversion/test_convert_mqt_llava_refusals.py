@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import httpx
 import hub_folders
 import pytest
 import shard_writer
@@ -139,22 +140,6 @@ def test_vision_tower_that_is_nowhere(original, refused):
     assert "Pass --vision-tower" in refused(original.save().folder)
 
 
-def test_weights_from_the_hub_are_safetensors_where_there_are_any(monkeypatch, tmp_path):
-    asked = []
-
-    def snapshot_download(name, allow_patterns):
-        asked.append(allow_patterns[-1])
-        return tmp_path
-
-    monkeypatch.setattr(hub_folders, "snapshot_download", snapshot_download)
-    assert hub_folders.local_folder("someone/some-model", "--input") == tmp_path
-    assert asked == ["*.safetensors", "*.bin"]
-    (tmp_path / "model.safetensors").touch()
-    hub_folders.local_folder("someone/some-model", "--input")
-    hub_folders.local_folder("someone/some-model", "--vision-tower", weights=False)
-    assert asked[2:] == ["*.safetensors", "README.md"]
-
-
 def test_push_to_hub(original, convert, monkeypatch):
     calls = []
 
@@ -170,7 +155,7 @@ def test_push_to_hub(original, convert, monkeypatch):
     assert calls[0] == "someone/some-model" and {"model.safetensors", "README.md", "config.json"} <= calls[1]
 
     def create_repo(self, repo_id, exist_ok):
-        raise OSError("not logged in")
+        raise httpx.ConnectError("no connection")
 
     monkeypatch.setattr(Api, "create_repo", create_repo)
     with pytest.raises(SystemExit, match="'someone/some-model' failed, but .*again is finished"):
@@ -178,22 +163,6 @@ def test_push_to_hub(original, convert, monkeypatch):
 
 
 # Whole or not at all
-
-
-def test_output_that_is_not_empty(original, convert, refused, tmp_path):
-    (tmp_path / "converted").mkdir()
-    (tmp_path / "converted" / "file").touch()
-    assert "not empty. Pass --overwrite" in refused(original.folder)
-    assert (tmp_path / "converted" / "file").exists()
-    folder = convert(original.folder, "--overwrite")
-    assert (folder / "model.safetensors").exists() and not (folder / "file").exists()
-
-
-@pytest.mark.parametrize("output", ["original", "original/openai-clip-tiny", "."])
-def test_output_that_is_or_holds_the_input(original, convert, output):
-    with pytest.raises(SystemExit, match="is, or contains, the input"):
-        convert(original.folder, "--overwrite", output=output)
-    assert (original.folder / "pytorch_model.bin").exists() and (original.vision_tower / "config.json").exists()
 
 
 class FullDisk(io.FileIO):

@@ -67,7 +67,7 @@ def test_legacy_ids_are_those_of_sentencepiece_on_any_text():
     sentencepiece = pytest.importorskip("sentencepiece")
     folder = FIXTURES / GOLDEN_NAMES[0]
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    tokenizer = convert_llama_tokenizer(folder)
+    tokenizer = convert_llama_tokenizer(folder, IMAGE)
     draw = random.Random(0)
     bits = ["<image>", "</s>", "\n", " ", "  ", "Hello", "the cat", "图", "🙂", "USER:", "\t"]
     for _ in range(1000):
@@ -83,13 +83,23 @@ def test_legacy_flag_decides_what_follows_the_end_of_a_turn(tmp_path, flag, toke
     if flag == "absent":
         del config["legacy"]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    tokenizer = convert_llama_tokenizer(tmp_path)
+    tokenizer = convert_llama_tokenizer(tmp_path, IMAGE)
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("</s>a")) == ["<s>", "</s>", token]
+
+
+@pytest.mark.parametrize("config", [None, {}, {"add_bos_token": True}, {"add_bos_token": False}])
+def test_prompts_begin_with_bos_unless_the_original_says_otherwise(tmp_path, config):
+    shutil.copyfile(FIXTURES / GOLDEN_NAMES[0] / "tokenizer.model", tmp_path / "tokenizer.model")
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = convert_llama_tokenizer(tmp_path, IMAGE)
+    expected = [] if config == {"add_bos_token": False} else ["<s>"]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a cat").input_ids)[:-2] == [*expected, "▁a"]
 
 
 def test_without_a_tokenizer(tmp_path):
     with pytest.raises(ConversionError, match="neither tokenizer.model nor tokenizer.json"):
-        convert_llama_tokenizer(tmp_path)
+        convert_llama_tokenizer(tmp_path, IMAGE)
 
 
 def test_placeholder_ids_in_a_tensor(saved):

@@ -1,0 +1,83 @@
+"""Which files are read, from a folder and from the Hub."""
+
+import json
+import shutil
+from fnmatch import fnmatch
+
+import hub_folders
+import pytest
+import torch
+from checkpoint_reader import CheckpointReader
+from original_checkpoints import KINDS, VISION, assert_same_tensors
+from safetensors.torch import save_file
+
+
+def test_an_unrelated_safetensors_file_beside_an_index_of_bin(original, convert):
+    reference = convert(original.folder, output="reference")
+    names = list(original.tensors)
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"pytorch_model-{number:05d}-of-00002.bin"
+        torch.save({name: original.tensors[name] for name in part}, original.folder / file)
+        weight_map.update(dict.fromkeys(part, file))
+    original.without_weights().write("pytorch_model.bin.index.json", json.dumps({"weight_map": weight_map}))
+    save_file({"other": torch.ones(1)}, original.folder / "model_other.safetensors")
+    expected = CheckpointReader(reference)
+    assert_same_tensors(convert(original.folder, "--check"), {key: expected.tensor(key) for key in expected.keys()})
+
+
+@pytest.fixture
+def hub(original, monkeypatch, tmp_path):
+    """A Hub with the original as its only repository, and what was asked of it."""
+    cache, asked = tmp_path / "cache", []
+
+    def snapshot_download(name, revision, allow_patterns):
+        assert name == "someone/some-model"
+        asked.append((revision, allow_patterns))
+        for file in original.folder.rglob("*"):
+            inside = file.relative_to(original.folder)
+            if file.is_file() and any(fnmatch(str(inside), pattern) for pattern in allow_patterns):
+                (cache / inside).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, cache / inside)
+        return str(cache)
+
+    monkeypatch.setattr(hub_folders, "snapshot_download", snapshot_download)
+    cache.mkdir()
+    return cache, asked
+
+
+def test_only_the_weights_are_fetched_from_the_hub(original, convert, hub):
+    cache, asked = hub
+    save_file({"other": torch.ones(1)}, original.folder / "other.safetensors")
+    (original.folder / "optimizer.bin").touch()
+    convert("someone/some-model", "--revision", "v1.5")
+    fetched = {file.name for file in cache.iterdir()}
+    assert "pytorch_model.bin" in fetched and not fetched & {"other.safetensors", "optimizer.bin"}
+    assert {revision for revision, _ in asked} == {"v1.5"}
+
+
+def test_a_stage_1_from_the_hub(original, hub, kind, main, tmp_path):
+    file = KINDS[kind].stage_1_file
+    torch.save(original.part(KINDS[kind].prefix), original.without_weights().folder / file)
+    with pytest.raises(SystemExit, match=f"holds a stage-1 {file} alone. Pass --language-model"):
+        main(["--input", "someone/some-model", "--output", str(tmp_path / "converted")])
+    assert (hub[0] / file).exists()
+
+
+def test_a_vision_tower_inside_a_repository(original, convert, hub):
+    vision = {name.removeprefix(VISION): tensor for name, tensor in original.part(VISION).items()}
+    original.tensors = {name: tensor for name, tensor in original.tensors.items() if not name.startswith(VISION)}
+    torch.save(vision, original.save().vision_tower / "pytorch_model.bin")
+    convert("someone/some-model", "--check")
+
+
+def test_a_revision_of_a_folder(original, refused):
+    assert "--revision is for a Hub id, but --input" in refused(original.folder, "--revision", "v1.5")
+
+
+def test_an_input_that_is_no_folder(original, refused, main, tmp_path):
+    assert "is a file, but must be a folder or a Hub id" in refused(original.folder / "config.json")
+    with pytest.raises(SystemExit, match="--input '' is no folder"):
+        main(["--input", "", "--output", str(tmp_path / "converted")])
+    with pytest.raises(SystemExit, match="is no folder"):
+        main(["--input", "n" * 300, "--output", str(tmp_path / "converted")])
