@@ -7,7 +7,7 @@ VLLM = .venv-vllm
 WEB = .venv-demo
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: help demo demo-web test test-browser test-oldest test-slow lint train-tiny evaluate-tiny figures heatmap-mass compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm bench-serving bench-gpu test-gpu test-torchao bench-cpu-settings bench-resampler quantized-tiny clean
+.PHONY: help demo demo-web test test-browser test-oldest test-slow lint train-tiny evaluate-tiny figures heatmap-mass compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm test-transformers bench-serving bench-gpu test-gpu test-torchao bench-cpu-settings bench-resampler quantized-tiny clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -41,6 +41,9 @@ test-vllm: $(VLLM)/.installed  ## Test serving with vLLM on a CPU (minutes)
 
 test-browser: $(WEB)/.installed  ## Test the web demo in Chromium, which must be there (a minute)
 	OMP_NUM_THREADS=1 $(WEB)/bin/python -m pytest -m browser tests/test_demo_browser.py
+
+test-transformers: $(VENV)/suites  ## Run transformers' own suites over LLaVA and our models (minutes); SUITES=FOLDER holds them
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/$(VENV)/suites $(VENV)/bin/python tests/transformers_suites/run_suites.py $(SUITES)
 
 lint: $(VENV)/.installed  ## Check style
 	$(VENV)/bin/ruff check .
@@ -110,6 +113,12 @@ $(VENV)/.installed: requirements.txt setup.py
 $(VENV)/torchao: $(VENV)/.installed
 	rm -rf $@
 	$(VENV)/bin/pip install --quiet --no-deps --target $@ torchao==0.18.0
+	touch $@
+
+# What transformers' tests import besides.
+$(VENV)/suites: $(VENV)/.installed
+	rm -rf $@
+	$(VENV)/bin/pip install --quiet --target $@ parameterized==0.9.0 httpx==0.28.1
 	touch $@
 
 $(OLDEST)/.installed: requirements.txt setup.py
