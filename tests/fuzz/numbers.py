@@ -16,7 +16,13 @@ def random_counts(rng: Random, num_images: int, most: int) -> list[int]:
 
 def in_any_form(rng: Random, counts: list[int]) -> Any:
     """The numbers as a caller may pass them: as one where they are the same, else one per image."""
-    forms = [list(counts), tuple(counts), np.array(counts), torch.tensor(counts), [np.int64(count) for count in counts]]
+    forms = [
+        list(counts),
+        tuple(counts),
+        np.array(counts),
+        torch.tensor(counts),
+        [np.int64(count) for count in counts],
+    ]
     if len(set(counts)) == 1:
         forms += [counts[0]] * 5 + [np.int32(counts[0]), torch.tensor(counts[0]), np.array(counts[0])]
     return rng.choice(forms)

@@ -128,4 +128,3 @@ def split_counts(rows: list[Row], counts: list[int]) -> list[list[int]]:
     """One number per image of a batch, row by row."""
     numbers = iter(counts)
     return [[next(numbers) for piece in row if isinstance(piece, Image)] for row in rows]
-

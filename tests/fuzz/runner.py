@@ -32,7 +32,8 @@ class Failure:
     @property
     def signature(self) -> tuple[str, ...]:
         """Failures of one kind, whatever the numbers."""
-        message = re.sub(r"[\[\](), \d.e+-]*\d[\[\](), \d.e+-]*", " N ", self.outcome.message)
+        message = re.sub(r"'[^']*'|\"[^\"]*\"", "...", self.outcome.message)
+        message = re.sub(r"[\[\](), \d.e+-]*\d[\[\](), \d.e+-]*", " N ", message)
         return self.surface, self.outcome.kind, str(self.log.get("group")), message[:80]
 
 
@@ -121,7 +122,8 @@ def show_progress(report: Report) -> None:
 
 def show_failure(seed: int, failure: Failure) -> str:
     outcome = failure.outcome
-    lines = [f"{outcome.kind.upper()} in {failure.surface}, call {failure.call}: {outcome.message}"]
+    message = " ".join(outcome.message.split())[:800]
+    lines = [f"{outcome.kind.upper()} in {failure.surface}, call {failure.call}: {message}"]
     lines += [f"    {key}: {str(value)[:600]}" for key, value in failure.log.items()]
     lines.append(f"    again: --surface {failure.surface} --seed {seed} --case {failure.number}")
     return "\n".join(lines)

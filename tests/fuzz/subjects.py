@@ -52,7 +52,9 @@ def subject(name: str) -> Subject:
     if name == "quecc":
         models = [random_quecc_model(seed=seed) for seed in (0, 1)]
     elif name == "small":  # M and the patches are no longer on one raster
-        models = [random_model(tiny_config(max_visual_tokens=9, resampler_num_attention_heads=4), seed) for seed in (0, 1)]
+        models = [
+            random_model(tiny_config(max_visual_tokens=9, resampler_num_attention_heads=4), seed) for seed in (0, 1)
+        ]
     elif name == "sliding":
         models = [random_model(tiny_config(**SLIDING), seed) for seed in (0, 1)]
     else:

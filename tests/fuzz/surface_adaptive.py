@@ -50,7 +50,9 @@ def climb(oracle: Oracle, row: Row, levels: list[int], budget: AdaptiveBudget, e
         confidences.append(confidence)
         close = (abs(confidence - budget.confidence), abs(margin - budget.margin))
         # Nothing is close to a bound that no probability can miss.
-        is_tie = is_tie or near or (budget.confidence > 0 and close[0] < 1e-4) or (budget.margin > 0 and close[1] < 1e-4)
+        is_tie = (
+            is_tie or near or (budget.confidence > 0 and close[0] < 1e-4) or (budget.margin > 0 and close[1] < 1e-4)
+        )
         if confidence >= budget.confidence and margin >= budget.margin:
             return Climb(level, confidences, is_tie)
     return Climb(levels[-1], confidences, is_tie)
@@ -58,7 +60,9 @@ def climb(oracle: Oracle, row: Row, levels: list[int], budget: AdaptiveBudget, e
 
 def ask(rng: Random, budget: AdaptiveBudget, kwargs: dict, config, log: dict) -> None:
     """Passes the budget in one of the ways there are."""
-    way = log["asked by"] = rng.choice(("argument", "argument", "dict", "generation config", "auto", "auto of the model's"))
+    way = log["asked by"] = rng.choice(
+        ("argument", "argument", "dict", "generation config", "auto", "auto of the model's")
+    )
     if way == "argument":
         kwargs["num_visual_tokens"] = budget
     elif way == "dict":
@@ -96,9 +100,11 @@ def run_case(rng: Random, log: dict) -> Iterator[Outcome]:
         kwargs |= {"max_new_tokens": num_new, "do_sample": False}
         copies, eos, noise = decode(rng, subject, mode, len(rows), num_new, kwargs, log)
         ends = any(row and row[-1] in images for row in rows)
-        log["traits"] = {"the last of several images ends the prompt"} if any(
-            len(images_of(row)) > 1 and row[-1] in images for row in rows
-        ) else set()
+        log["traits"] = (
+            {"the last of several images ends the prompt"}
+            if any(len(images_of(row)) > 1 and row[-1] in images for row in rows)
+            else set()
+        )
         log["group"] = f"{mode}{', an image ends a prompt' * ends}"
         log.update(levels=levels, num_new=num_new, arguments=sorted(kwargs))
 
@@ -137,10 +143,8 @@ def judge_level(expected: Climb, level: int, confidence: list[float]) -> Outcome
     if level != expected.level:
         return Outcome("undecided") if expected.is_tie else wrong(f"level {level} instead of {expected.level}")
     probed = [value for value in confidence if value == value]
-    if len(probed) != len(expected.confidence) or any(
-        abs(a - b) > 1e-3 for a, b in zip(probed, expected.confidence)
-    ):
-        return Outcome("undecided") if expected.is_tie else wrong(
-            f"confidence {probed} instead of {expected.confidence}"
+    if len(probed) != len(expected.confidence) or any(abs(a - b) > 1e-3 for a, b in zip(probed, expected.confidence)):
+        return (
+            Outcome("undecided") if expected.is_tie else wrong(f"confidence {probed} instead of {expected.confidence}")
         )
     return Outcome("right")

@@ -283,6 +283,10 @@ def next_turn(rng: Random, subject: Subject, talk: Conversation, log: dict) -> I
     is_promised = is_promised and [w[:n] for w, n in zip(wanted, num_old)] == talk.cached and equal
     if layout == "new tokens":
         is_promised = is_promised and len(talk.rows) == 1
+    elif passed == "all":  # told from new images alone by the numbers
+        is_promised = is_promised and {"visual_token_counts", "num_visual_tokens"} & kwargs.keys() != set()
+    else:  # where one image ends and the next begins, is known of the cache, or to be guessed from equal shares
+        is_promised = is_promised and (talk.made == talk.cached or len(set(flat(talk.made))) == 1)
     yield from answer(rng, subject, talk, kwargs, wanted, RIGHT if is_promised else EITHER, log)
 
 
@@ -290,8 +294,7 @@ def ask_questions(rng: Random, talk: Conversation) -> list[Row]:
     """The next question of each row, of one length or not, perhaps with a further image."""
     length = rng.randint(1, 4)
     questions: list[Row] = [
-        random_text(rng, length, length) if talk.is_tidy or rng.random() < 0.8 else random_text(rng)
-        for _ in talk.rows
+        random_text(rng, length, length) if talk.is_tidy or rng.random() < 0.8 else random_text(rng) for _ in talk.rows
     ]
     if rng.random() < 0.25 and not talk.is_tidy:
         talk.is_plain = False

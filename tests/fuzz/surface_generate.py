@@ -67,7 +67,11 @@ def run_case(rng: Random, log: dict) -> Iterator[Outcome]:
         prompt = kwargs.get("input_ids")
         args = [kwargs.pop("input_ids")] if prompt is not None and rng.random() < 0.2 else []
         is_left = all(row.mask == sorted(row.mask) for row in columns)
-        place = "padded on the left" if is_left else "padded " + ("within" if all(row.mask[-1] for row in columns) else "on the right")
+        place = (
+            "padded on the left"
+            if is_left
+            else "padded " + ("within" if all(row.mask[-1] for row in columns) else "on the right")
+        )
         size = "re-sized" if asked != made else "as made"
         log["group"] = f"{'QueCC, ' * subject.is_quecc}{mode}, {size}, {place}"
         log.update(asked=asked, expected=expected, num_new=num_new, arguments=sorted(kwargs), positional=bool(args))

@@ -4,7 +4,14 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import NamedTuple
 
-from . import surface_adaptive, surface_caches, surface_generate
+from . import (
+    surface_adaptive,
+    surface_caches,
+    surface_conversion,
+    surface_generate,
+    surface_pipelines,
+    surface_processor,
+)
 from .outcomes import Outcome
 
 
@@ -14,7 +21,10 @@ class Surface(NamedTuple):
 
 
 SURFACES = {
-    "generate": Surface(surface_generate.run_case, 25),
-    "adaptive": Surface(surface_adaptive.run_case, 12),
-    "caches": Surface(surface_caches.run_case, 12),
+    "processor": Surface(surface_processor.run_case, 40),
+    "generate": Surface(surface_generate.run_case, 35),
+    "adaptive": Surface(surface_adaptive.run_case, 15),
+    "caches": Surface(surface_caches.run_case, 30),
+    "pipelines": Surface(surface_pipelines.run_case, 8),
+    "conversion": Surface(surface_conversion.run_case, 2),
 }
