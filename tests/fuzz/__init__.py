@@ -1,5 +1,5 @@
 """
-A differential fuzzer over the public surface: random calls, each judged by an oracle that shares no code with the package.
+A differential fuzzer over the public surface: random calls, judged by an oracle that shares no code with the package.
 
     make fuzz                                                          20,000 calls over all surfaces
     PYTHONPATH=tests:conversion python -m fuzz --surface caches --seed 7 --case 123      one case again

@@ -6,6 +6,7 @@ import sys
 
 import torch
 
+from .planted import find_all
 from .runner import Failure, quiet, run, run_case, show_failure, show_progress, summary
 from .surfaces import SURFACES
 
@@ -18,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="stop after this time at the latest")
     parser.add_argument("--surface", action="append", choices=SURFACES, help="default: all; can be repeated")
     parser.add_argument("--case", type=int, help="run this case of one surface alone")
+    parser.add_argument("--planted", action="store_true", help="restore known bugs one by one and find them again")
     args = parser.parse_args(argv)
     if args.case is not None and (args.seed is None or len(args.surface or ()) != 1):
         parser.error("--case needs --seed and one --surface")
@@ -25,6 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     seed = secrets.randbelow(2**31) if args.seed is None else args.seed
     if args.case is not None:
         return run_one(args.surface[0], seed, args.case)
+    if args.planted:
+        print(f"seed {seed}", flush=True)
+        return int(not find_all(seed, args.calls))
     print(f"seed {seed}, up to {args.calls} calls", flush=True)
     report = run(seed, args.calls, args.surface, args.minutes, show_progress)
     print(summary(report))

@@ -167,7 +167,7 @@ def no_tensor(rng: Random, copy: Checkpoint) -> None:
             "text",
             tensor.to("meta"),
             tensor.to_sparse(),
-            torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+            torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8),
         )
     )
     copy.refuse()
@@ -247,6 +247,6 @@ def bad_tokenizer(rng: Random, copy: Checkpoint) -> None:
 
 SAVED_OTHERWISE = (as_it_is, old_pickle, safetensors_file, shards, other_dtype, small_shards, unknown_setting)
 DAMAGED = (
-    truncated, flipped_bits, flipped_bits, no_weights, no_numbers, missing_tensor, further_tensor, other_shape, no_tensor,
-    other_container, bad_index, bad_config, bad_setting, bad_setting, bad_tokenizer,
+    truncated, flipped_bits, flipped_bits, no_weights, no_numbers, missing_tensor, further_tensor, other_shape,
+    no_tensor, other_container, bad_index, bad_config, bad_setting, bad_setting, bad_tokenizer,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a picture looks like to the model: its colours by NumPy, the square and the normalisation by the original's rule."""
+"""What a picture looks like to the model: the square, the size and the normalisation by the original's rule."""
 
 import numpy as np
 import PIL.Image

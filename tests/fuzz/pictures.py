@@ -1,4 +1,4 @@
-"""Random pictures in all the modes of Pillow and in all the forms in which callers pass them, with their true colours."""
+"""Random pictures in all the modes of Pillow and in all the forms of callers, with their true colours."""
 
 import base64
 import io

@@ -46,7 +46,7 @@ def random_row(rng: Random, pool_size: int, most_images: int = 3, needs_end: boo
     """Up to three images: at the start, in text, side by side, or at the end."""
     row = random_text(rng) if rng.random() < 0.8 else []
     for _ in range(rng.choice([number for number in (0, 1, 1, 1, 2, 2, 3) if number <= most_images])):
-        row.append(Image(rng.randrange(pool_size), tuple([1, *random_text(rng)])))
+        row.append(Image(rng.randrange(pool_size), (1, *random_text(rng))))
         if rng.random() < 0.6:
             row += random_text(rng)
     if not row or (needs_end and isinstance(row[-1], Image)):

@@ -69,6 +69,20 @@ def random_subject(rng: Random, quecc: float = 0.0) -> Subject:
 
 
 @contextmanager
+def training(model, is_training: bool) -> Iterator:
+    """As a trainer leaves it that evaluates in between: transformers then drops the cache, with a warning."""
+    if is_training:
+        model.gradient_checkpointing_enable()
+        model.train()
+    try:
+        yield
+    finally:
+        if is_training:
+            model.gradient_checkpointing_disable()
+            model.eval()
+
+
+@contextmanager
 def own_generation_config(model) -> Iterator:
     """The model's generation config, to be changed by this case alone."""
     kept = model.generation_config

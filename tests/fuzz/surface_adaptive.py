@@ -1,4 +1,4 @@
-"""Adaptive budgets: the answer must be plain `generate`'s at the level that is reported, and the level the right one."""
+"""Adaptive budgets: the answer must be plain `generate`'s at the level that is reported, and that the right level."""
 
 from collections.abc import Iterator
 from random import Random
@@ -11,13 +11,13 @@ from mqt_llava import AdaptiveBudget
 
 from .numbers import random_counts
 from .oracle import Oracle, split_counts
-from .outcomes import REFUSED, RIGHT, Outcome, attempt, worst, wrong
-from .rows import PADDINGS, Row, images_of, lay_out, random_rows, to_tensors
-from .subjects import POOL_SIZE, own_generation_config, random_subject
+from .outcomes import EITHER, REFUSED, RIGHT, Outcome, attempt, worst, wrong
+from .rows import PADDINGS, Image, Row, images_of, lay_out, random_rows, to_tensors
+from .subjects import POOL_SIZE, own_generation_config, random_subject, training
 from .surface_generate import ALONE, decode, judge_beams, pass_images
 
 
-MODES = ("greedy",) * 6 + ("beams", "sampled", "static", "no cache", "prefill", "assistant")
+MODES = ("greedy",) * 6 + ("beams", "sampled", "static", "no cache", "prefill", "assistant", "checkpointing")
 
 
 class Climb(NamedTuple):
@@ -92,20 +92,16 @@ def run_case(rng: Random, log: dict) -> Iterator[Outcome]:
         if rng.random() < 0.05:
             budget, expected = AdaptiveBudget(levels=[1, subject.most + 1]), REFUSED
         ask(rng, budget, kwargs, config, log)
-        if expected == REFUSED:
-            levels = []
-        else:
-            levels = budget.levels_for(subject.most)
+        # By default a sixteenth, a quarter and all.
+        levels = budget.levels or sorted({max(1, subject.most // 16), max(1, subject.most // 4), subject.most})
         length, prompt = kwargs["input_ids"].shape[1], kwargs["input_ids"]
         kwargs |= {"max_new_tokens": num_new, "do_sample": False}
         copies, eos, noise = decode(rng, subject, mode, len(rows), num_new, kwargs, log)
-        ends = any(row and row[-1] in images for row in rows)
-        log["traits"] = (
-            {"the last of several images ends the prompt"}
-            if any(len(images_of(row)) > 1 and row[-1] in images for row in rows)
-            else set()
-        )
-        log["group"] = f"{mode}{', an image ends a prompt' * ends}"
+        if mode == "checkpointing" and expected == RIGHT:
+            expected = EITHER
+        ends = [len(images_of(row)) for row in rows if isinstance(row[-1], Image)]
+        log["traits"] = ["the last of several images ends its prompt"] * any(number > 1 for number in ends)
+        log["group"] = f"{mode}{', an image ends its prompt' * bool(ends)}"
         log.update(levels=levels, num_new=num_new, arguments=sorted(kwargs))
 
         def judge(result) -> Outcome:
@@ -135,8 +131,9 @@ def run_case(rng: Random, log: dict) -> Iterator[Outcome]:
                 verdicts.append(verdict)
             return worst(verdicts)
 
-        names = {*kwargs, "num_visual_tokens", "levels", "pixel_values"}
-        yield attempt(lambda: subject.model.generate(**kwargs), judge, names, expected)
+        names = {*kwargs, "num_visual_tokens", "levels", "pixel_values", "gradient_checkpointing"}
+        with training(subject.model, mode == "checkpointing"):
+            yield attempt(lambda: subject.model.generate(**kwargs), judge, names, expected)
 
 
 def judge_level(expected: Climb, level: int, confidence: list[float]) -> Outcome:

@@ -10,11 +10,21 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from .numbers import in_any_form, in_saved_form, random_counts, wrong_numbers
 from .oracle import split_counts
 from .outcomes import EITHER, REFUSED, RIGHT, Outcome, attempt, worst, wrong
-from .rows import PADDINGS, images_of, lay_out, random_rows, to_tensors
-from .subjects import POOL_SIZE, Subject, own_generation_config, random_subject
+from .rows import PADDINGS, Columns, images_of, lay_out, random_rows, to_tensors
+from .subjects import POOL_SIZE, Subject, own_generation_config, random_subject, training
 
 
-MODES = ("greedy",) * 6 + ("beams", "sampled", "static", "no cache", "prefill", "assistant", "lookup", "embeds")
+MODES = ("greedy",) * 6 + (
+    "beams",
+    "sampled",
+    "static",
+    "no cache",
+    "prefill",
+    "assistant",
+    "lookup",
+    "embeds",
+    "checkpointing",
+)
 ALONE = ("assistant", "lookup")  # which transformers does for one prompt at a time
 
 
@@ -66,14 +76,12 @@ def run_case(rng: Random, log: dict) -> Iterator[Outcome]:
             expected = EITHER  # guesses from the prompt can be placeholders
         prompt = kwargs.get("input_ids")
         args = [kwargs.pop("input_ids")] if prompt is not None and rng.random() < 0.2 else []
-        is_left = all(row.mask == sorted(row.mask) for row in columns)
-        place = (
-            "padded on the left"
-            if is_left
-            else "padded " + ("within" if all(row.mask[-1] for row in columns) else "on the right")
-        )
+        if mode == "checkpointing" and expected == RIGHT:
+            expected = EITHER
+        if images and rng.random() < 0.06:
+            mode, expected = spoil(rng, subject, images, kwargs), REFUSED
         size = "re-sized" if asked != made else "as made"
-        log["group"] = f"{'QueCC, ' * subject.is_quecc}{mode}, {size}, {place}"
+        log["group"] = f"{'QueCC, ' * subject.is_quecc}{mode}, {size}, padded {place(columns)}"
         log.update(asked=asked, expected=expected, num_new=num_new, arguments=sorted(kwargs), positional=bool(args))
 
         def judge(result) -> Outcome:
@@ -101,8 +109,35 @@ def run_case(rng: Random, log: dict) -> Iterator[Outcome]:
                 for i, answer in enumerate(answers)
             )
 
-        names = {*kwargs, "input_ids", "num_visual_tokens", "pixel_values"}
-        yield attempt(lambda: subject.model.generate(*args, **kwargs), judge, names, expected)
+        names = {*kwargs, "input_ids", "num_visual_tokens", "pixel_values", "visual_token_counts"}
+        names |= {"gradient_checkpointing"}
+        with training(subject.model, mode == "checkpointing"):
+            yield attempt(lambda: subject.model.generate(*args, **kwargs), judge, names, expected)
+
+
+def place(columns: list[Columns]) -> str:
+    """Where the padding is, so that failures can be told apart."""
+    if all(row.mask == sorted(row.mask) for row in columns):
+        return "on the left"
+    return "within" if all(row.mask[-1] for row in columns) else "on the right"
+
+
+def spoil(rng: Random, subject: Subject, images: list, kwargs: dict) -> str:
+    """Passes the images in a way that is refused."""
+    ways = ["encoded images that are none", "an image too many", "numbers that are none"]
+    way = rng.choice(ways[:2] if subject.is_quecc else ways)
+    if way == "an image too many":
+        kwargs.pop("mm_encoder_outputs", None)
+        kwargs |= subject.image_inputs([*images, images[0]])
+    elif way == "numbers that are none":
+        kwargs["visual_token_counts"] = rng.choice(("4", 4.0, [0] * len(images), [1] * (len(images) + 1), {"a": 1}))
+    else:
+        pixels = subject.image_inputs(images)
+        for name in pixels:
+            kwargs.pop(name, None)
+        pixels = pixels["pixel_values"]
+        kwargs["mm_encoder_outputs"] = rng.choice((pixels, (pixels,), "x", 3, {"video": pixels}, {"image": pixels}))
+    return way
 
 
 def judge_beams(subject: Subject, row, counts, answers: list[list[int]], num_beams: int) -> Outcome:

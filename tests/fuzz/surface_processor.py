@@ -49,7 +49,7 @@ def random_images(rng: Random, number: int, log: dict) -> tuple[list, list[np.nd
     kinds = log.setdefault("images", [])
     drawn = [in_any_form(rng, len(kinds) + index) for index in range(number)]
     kinds += [kind for *_, kind in drawn]
-    log["traits"] = [word for word in ("transparen",) if any(word in kind for kind in kinds)]
+    log["traits"] = ["transparent"] * any("transparen" in kind for kind in kinds)
     return [image for image, *_ in drawn], [colours for _, colours, _ in drawn]
 
 
