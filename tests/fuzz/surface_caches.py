@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, LogitsProcessorList
 
 from .numbers import in_any_form, random_counts
 from .oracle import split_counts
@@ -20,6 +20,7 @@ from .outcomes import EITHER, RIGHT, Outcome, attempt, worst, wrong
 from .rows import PADDINGS, Columns, Image, Row, images_of, lay_out, random_rows, random_text, to_tensors
 from .subjects import POOL_SIZE, Subject, random_subject
 from .surface_adaptive import random_budget
+from .surface_generate import Noise, random_noise
 
 
 @dataclass
@@ -115,7 +116,8 @@ def first_turn(rng: Random, subject: Subject, log: dict) -> Iterator[Outcome]:
     if way == "passed":
         text_config = subject.model.config.get_text_config(decoder=True)
         talk.cache = kwargs["past_key_values"] = DynamicCache(config=text_config)
-    yield from answer(rng, subject, talk, kwargs, wanted, RIGHT, log)
+    copies = rng.randint(2, 3) if rng.random() < 0.1 and not is_tidy else 1
+    yield from answer(rng, subject, talk, kwargs, wanted, RIGHT, log, copies)
 
 
 def fill_by_hand(subject: Subject, talk: Conversation, kwargs: dict) -> None:
@@ -127,9 +129,15 @@ def fill_by_hand(subject: Subject, talk: Conversation, kwargs: dict) -> None:
 
 
 def answer(
-    rng: Random, subject: Subject, talk: Conversation, kwargs: dict, wanted, expected: str, log: dict, is_cut=False
+    rng: Random, subject: Subject, talk: Conversation, kwargs: dict, wanted, expected: str, log: dict, copies: int = 1
 ) -> Iterator[Outcome]:
-    """Makes the call, judges it, and leaves the conversation with the answer in it for the next turn."""
+    """
+    Makes the call, judges it, and leaves the conversation with the answer in it for the next turn.
+
+    Args:
+        wanted: Numbers of visual tokens at which the answer must be right; None for those that are reported.
+        copies: How many answers to draw to each prompt; each is a row of its own from then on.
+    """
     num_new, eos = rng.randint(1, 4), ()
     kwargs |= {"max_new_tokens": num_new, "do_sample": False, "return_dict_in_generate": True}
     if rng.random() < 0.3 and not talk.is_tidy:
@@ -137,20 +145,26 @@ def answer(
         kwargs["eos_token_id"] = list(eos)
     if wanted is not None and rng.random() < 0.3 and talk.cache is not None:
         kwargs["return_dict_in_generate"] = False
-    prompt, length = kwargs["input_ids"], kwargs["input_ids"].shape[1]
+    prompt, length, order = kwargs["input_ids"], kwargs["input_ids"].shape[1], range(len(talk.rows))
+    noise = [None] * len(talk.rows)
+    if copies > 1:
+        order = [index for index in order for _ in range(copies)]
+        noise = random_noise(rng, len(order), num_new)
+        processors = LogitsProcessorList([Noise(noise)])
+        kwargs |= {"do_sample": True, "num_return_sequences": copies, "logits_processor": processors}
     levels = []
 
     def judge(result) -> Outcome:
         sequences = result if isinstance(result, torch.Tensor) else result.sequences
-        if sequences.shape[0] != len(talk.rows) or not torch.equal(sequences[:, :length], prompt):
+        if len(sequences) != len(order) or not torch.equal(sequences[:, :length], prompt[list(order)]):
             return wrong("the sequences do not begin with the prompt as it was passed")
         counts = wanted
         if counts is None:
             counts = [[int(level)] * len(images_of(row)) for level, row in zip(result.visual_token_level, talk.rows)]
         levels[:] = counts
         return worst(
-            subject.oracle.judge(row, row_counts, new, num_new, eos)
-            for row, row_counts, new in zip(talk.rows, counts, sequences[:, length:].tolist())
+            subject.oracle.judge(talk.rows[index], counts[index], new, num_new, eos, own_noise)
+            for index, new, own_noise in zip(order, sequences[:, length:].tolist(), noise)
         )
 
     log.update(group=log["turns"][-1].get("layout", "first turn"), traits=sorted(talk.traits), expected=expected)
@@ -160,6 +174,9 @@ def answer(
     if outcome.kind in ("right", "undecided"):
         sequences = result if isinstance(result, torch.Tensor) else result.sequences
         talk.cached = list(levels)
+        if copies > 1:
+            talk.take(order)
+            talk.traits.add("several answers")
         if not isinstance(result, torch.Tensor):
             talk.cache = result.past_key_values
         add_answers(rng, talk, sequences[:, length:].tolist(), eos)
@@ -231,7 +248,6 @@ def next_turn(rng: Random, subject: Subject, talk: Conversation, log: dict) -> I
     if old_numbers == talk.cached and can_go_on(talk, old_rows):
         layouts.append("new tokens")
     layout = turn["layout"] = rng.choice(layouts)
-    equal = len({sum(len(piece) if isinstance(piece, tuple) else 1 for piece in q) for q in questions}) == 1
     if layout == "made again":
         made = numbers(rng, subject, talk.rows)
         padding, extra = rng.choice(("left", "left", *PADDINGS)), rng.choice((0, 0, 0, 3))
@@ -280,7 +296,7 @@ def next_turn(rng: Random, subject: Subject, talk: Conversation, log: dict) -> I
     kwargs["past_key_values"] = talk.cache
 
     is_promised = talk.is_plain and subject.name != "sliding" and passed != "new"
-    is_promised = is_promised and [w[:n] for w, n in zip(wanted, num_old)] == talk.cached and equal
+    is_promised = is_promised and [w[:n] for w, n in zip(wanted, num_old)] == talk.cached
     if layout == "new tokens":
         is_promised = is_promised and len(talk.rows) == 1
     elif passed == "all":  # told from new images alone by the numbers

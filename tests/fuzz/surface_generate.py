@@ -40,6 +40,13 @@ class Noise(LogitsProcessor):
         return scores
 
 
+def random_noise(rng: Random, num_sequences: int, num_new: int) -> torch.Tensor:
+    """Gumbel's, with which the greatest sum is a draw by the model's probabilities."""
+    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    uniform = torch.rand(num_sequences, num_new, IMAGE_TOKEN_ID + 1, generator=generator).clamp(1e-6, 1 - 1e-6)
+    return -(-uniform.log()).log()
+
+
 def run_case(rng: Random, log: dict) -> Iterator[Outcome]:
     subject = random_subject(rng, quecc=0.15)
     mode = rng.choice(MODES)
@@ -210,9 +217,7 @@ def decode(rng: Random, subject: Subject, mode: str, num_rows: int, num_new: int
         copies = kwargs["num_return_sequences"] = rng.randint(1, kwargs["num_beams"])
     elif mode == "sampled":
         copies = rng.randint(1, 3)
-        generator = torch.Generator().manual_seed(rng.randrange(2**31))
-        uniform = torch.rand(num_rows * copies, num_new, 100, generator=generator).clamp(1e-6, 1 - 1e-6)
-        noise = -(-uniform.log()).log()
+        noise = random_noise(rng, num_rows * copies, num_new)
         processors = LogitsProcessorList([Noise(noise)])
         kwargs |= {"do_sample": True, "num_return_sequences": copies, "logits_processor": processors}
     elif mode == "static":
