@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+from transformers.utils import auto_docstring
 
 from .configuration_compressed_llava import CompressedLlavaConfig
 
@@ -21,6 +22,7 @@ from .configuration_compressed_llava import CompressedLlavaConfig
 NEVER = -1e4  # a logit whose exponential is zero in every dtype, and that every dtype can hold
 
 
+@auto_docstring(custom_intro="What a [`CompressedLlavaModel`] returns.")
 @dataclass
 class CompressedLlavaModelOutputWithPast(BaseModelOutputWithPast):
     r"""
@@ -31,6 +33,7 @@ class CompressedLlavaModelOutputWithPast(BaseModelOutputWithPast):
     image_hidden_states: torch.Tensor | None = None
 
 
+@auto_docstring(custom_intro="What a [`CompressedLlavaForConditionalGeneration`] returns.")
 @dataclass
 class CompressedLlavaCausalLMOutputWithPast(ModelOutput):
     r"""
@@ -64,6 +67,22 @@ def encoded_images(mm_encoder_outputs: dict[str, ModelOutput] | None) -> ModelOu
             f"`mm_encoder_outputs` has {sorted(unknown)}, but must be {{'image': output of get_image_features}}."
         )
     return (mm_encoder_outputs or {}).get("image")
+
+
+def refuse_other_features(config: CompressedLlavaConfig, kwargs: dict) -> None:
+    """
+    Takes arguments of LLaVA's out of `kwargs` that choose image features there. Here the configuration chooses them:
+    the vision tower is built and the compressor trained for those.
+
+    Raises:
+        ValueError: They choose others than the configured ones.
+    """
+    for name in ("vision_feature_layer", "vision_feature_select_strategy"):
+        value, configured = kwargs.pop(name, None), getattr(config, name)
+        if value is not None and value != configured:
+            raise ValueError(f"`{name}` is {value!r}, but the model is built for {configured!r}. Leave it out.")
+    if kwargs.pop("image_sizes", None) is not None:
+        raise ValueError("`image_sizes` is given, but every image is of the vision tower's own size. Leave it out.")
 
 
 class CompressedLlavaPreTrainedModel(PreTrainedModel):
@@ -118,6 +137,11 @@ class CompressedLlavaModel(CompressedLlavaPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
+    @property
+    def multi_modal_projector(self) -> nn.Module:
+        """The compressor by LLaVA's name, by which transformers' exporters find it."""
+        return self.resampler
+
     def _drop_unused_vision_layers(self):
         """Keeps the layers of the vision tower up to the last one whose output is used."""
         num_layers = self.config.vision_config.num_hidden_layers
@@ -146,15 +170,21 @@ class CompressedLlavaModel(CompressedLlavaPreTrainedModel):
             pixel_values: `(images, channels, height, width)`.
 
         Returns:
-            Its output, and the patches `(images, patches, width)` of each layer in `config.used_vision_layers`.
+            Its output, and the patches `(images, patches, width)` of each layer in `config.used_vision_layers`. Where
+            hidden states are asked for, they are those of the whole tower by their indices, and `None` for the layers
+            that are not built.
+
+        Raises:
+            ValueError: Other features are asked for than the configured ones.
         """
+        refuse_other_features(self.config, kwargs)
         num_layers = max(self.used_vision_layers)
         # Releases count either blocks or states in such a list, so both indices of a layer are asked for; counted from
         # the end, they agree. Of a layer one state at most is held besides, until this method returns.
         all_states_asked = kwargs.pop("output_hidden_states", None) or self.config.output_hidden_states
         image_outputs = self.vision_tower(
             pixel_values.to(self.vision_tower.dtype),
-            output_hidden_states=all_states_asked
+            output_hidden_states=bool(all_states_asked)
             or sorted({index for layer in self.used_vision_layers for index in (layer - 1, layer)}),
             return_dict=True,
             **kwargs,
@@ -165,8 +195,10 @@ class CompressedLlavaModel(CompressedLlavaPreTrainedModel):
             # compiled, the number of patches is a symbol.
             first = patches[0].shape[1] - int(patches[0].shape[1] ** 0.5) ** 2
             patches = [states[:, first:] for states in patches]
-        if not all_states_asked:
-            image_outputs["hidden_states"] = None
+        num_missing = self.config.vision_config.num_hidden_layers - num_layers
+        image_outputs["hidden_states"] = (
+            (*image_outputs.hidden_states, *[None] * num_missing) if all_states_asked else None
+        )
         return image_outputs, patches
 
     def get_placeholder_mask(
