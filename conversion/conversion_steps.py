@@ -33,7 +33,7 @@ from conversion_error import ConversionError
 from hub_folders import local_folder, push
 from key_mapping_llava import VISION_PREFIX, Part, Sources, is_dropped, llava_recipes
 from llama_tokenizer import IMAGE_TOKEN, convert_llama_tokenizer
-from model_card import CardTexts, write_model_card
+from model_card import ConversionTexts, write_model_card
 from shard_writer import parse_size
 from tensor_recipes import check_recipes, compare_with_sources, write_recipes
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
@@ -63,7 +63,7 @@ class Conversion:
     sources: Sources
     config: Callable[..., PreTrainedConfig]
     processor: Callable[..., ProcessorMixin]
-    card: CardTexts
+    card: ConversionTexts
 
 
 def convert(conversion: Conversion, args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ What all of them share, whatever the compressor. A subclass of the model brings 
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
 from transformers.utils import auto_docstring
 
+from .card_compressed_llava import CardTexts, fill_empty_card
 from .configuration_compressed_llava import CompressedLlavaConfig
 
 
@@ -256,6 +258,7 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ge
     """A [`CompressedLlavaModel`] with a language model head."""
 
     model_class: type[CompressedLlavaModel]
+    card_texts: CardTexts
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -337,6 +340,19 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ge
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As [`~PreTrainedModel.save_pretrained`]; a README.md that is there stays, also when it is pushed."""
+        card = Path(save_directory) / "README.md"
+        written = card.read_bytes() if card.is_file() else None
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if written is not None:
+            card.write_bytes(written)
+
+    def _upload_modified_files(self, working_dir, repo_id: str, *args, **kwargs):
+        # Whatever pushes comes here, with the card that the repository has, or transformers' empty one.
+        fill_empty_card(Path(working_dir) / "README.md", self, repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def add_head(
         self,

@@ -17,6 +17,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
+from .card_compressed_llava import CardTexts
 from .configuration_mqt_llava import MQTLlavaConfig, check_num_visual_tokens
 from .generation_mqt_llava import MQTLlavaGenerationMixin, cut_visual_tokens
 from .modeling_compressed_llava import (
@@ -168,6 +169,16 @@ class MQTLlavaForConditionalGeneration(
     """MQT-LLaVA with its language model head: answers questions about images at any number of visual tokens."""
 
     model_class = MQTLlavaModel
+    card_texts = CardTexts(
+        tag="mqt-llava",
+        number_name="max_visual_tokens",
+        introduction=(
+            "MQT-LLaVA answers questions about images with as many visual tokens as you like to spend: any number "
+            "from 1 to\n{number} per image, chosen per call, with the same weights. See\n"
+            "[Matryoshka Query Transformer for Large Vision-Language Models](https://arxiv.org/abs/2405.19315)."
+        ),
+        prompt_arguments='\n    processor_kwargs={{"num_visual_tokens": {few}}},',
+    )
 
     def get_image_features(
         self,

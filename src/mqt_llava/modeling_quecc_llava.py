@@ -19,6 +19,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
+from .card_compressed_llava import CardTexts
 from .configuration_quecc_llava import QueCCLlavaConfig, check_fixed_number
 from .modeling_compressed_llava import (
     CompressedLlavaCausalLMOutputWithPast,
@@ -191,6 +192,16 @@ class QueCCLlavaForConditionalGeneration(
     """QueCC-LLaVA with its language model head: answers questions about images that were encoded for them."""
 
     model_class = QueCCLlavaModel
+    card_texts = CardTexts(
+        tag="quecc-llava",
+        number_name="num_visual_tokens",
+        introduction=(
+            "QueCC-LLaVA answers questions about images with few visual tokens, here {number} per image, made for the "
+            "question that is\nasked. See\n"
+            "[Inference Optimal VLMs Need Fewer Visual Tokens and More Parameters](https://arxiv.org/abs/2411.03312)."
+        ),
+        prompt_arguments="",
+    )
 
     def get_image_features(
         self,

@@ -1,0 +1,170 @@
+"""From a conversion, or a training, to a Hub and back through its client, to processes without the package."""
+
+import re
+import shutil
+import subprocess
+import sys
+from os import environ
+from pathlib import Path
+
+import pytest
+from elsewhere import BLOCK, load_elsewhere, run_python
+from helpers import FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME, REPOSITORY
+from huggingface_hub import ModelCard, ModelCardData
+from loopback_hub import LoopbackHub
+from test_hub import ASK, CLASS_NAMES, check_loaded, make_chat
+from transformers import pipeline
+
+
+TINY = REPOSITORY / "model_cards" / "mqt-llava-tiny"
+PHOTO = REPOSITORY / "examples" / "images" / "mosaic_0.png"
+
+
+@pytest.fixture
+def hub():
+    with LoopbackHub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def environment(hub, tmp_path) -> dict[str, str]:
+    return hub.environment(tmp_path / "home")
+
+
+def run_script(*arguments, environment: dict) -> None:
+    run = subprocess.run(
+        [sys.executable, *map(str, arguments)], env={**environ, **environment}, cwd=REPOSITORY, capture_output=True,
+        text=True, timeout=500,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+def commit_original(hub: LoopbackHub, name: str) -> None:
+    """A released checkpoint as it lies on the Hub, and the vision tower that its configuration names."""
+    folder = FIXTURES / name
+    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith("golden")]
+    hub.commit("someone/original", {path.name: path.read_bytes() for path in files})
+    hub.commit("someone/original", {"README.md": b"---\nlicense: llama2\ndatasets:\n- someone/data\n---\n\nHello.\n"})
+    hub.commit_folder("someone/clip", folder / "openai-clip-tiny")
+
+
+def card_of(hub: LoopbackHub, name: str) -> ModelCard:
+    return ModelCard(hub.files(name)["README.md"].decode())
+
+
+def run_card(hub: LoopbackHub, name: str, environment: dict, folder: Path, before: str = BLOCK) -> str:
+    """What the lines in a card print, in a process that has a photo, and by default not the package."""
+    shutil.copy(PHOTO, folder / "photo.jpg")
+    (lines,) = re.findall(r"```python\n(.*?)```", card_of(hub, name).text, re.DOTALL)
+    return run_python(f"{before}\nprint('RESULT')\n{lines}", environment=environment, folder=folder).strip()
+
+
+@pytest.mark.parametrize("kind", ["mqt", "quecc"])
+def test_from_a_conversion_to_a_pipeline_without_the_package(hub, environment, tmp_path, kind):
+    script = REPOSITORY / "conversion" / f"convert_{ {'mqt': 'mqt_llava', 'quecc': 'quecc'}[kind] }_weights_to_hf.py"
+    commit_original(hub, {"mqt": GOLDEN_NAMES[0], "quecc": QUECC_GOLDEN_NAME}[kind])
+    output = tmp_path / "converted"
+    run_script(
+        script, "--input", "someone/original", "--vision-tower", "someone/clip", "--output", output,
+        "--push-to-hub", "you/converted", environment=environment,
+    )  # fmt: skip
+    assert hub.files("you/converted") == {path.name: path.read_bytes() for path in output.iterdir()}
+    card = card_of(hub, "you/converted")
+    assert (card.data.license, card.data.datasets) == ("llama2", ["someone/data"])
+    assert card.data.base_model == ["someone/original", "someone/clip"]
+
+    # The first process downloads; the second is sent by the card.
+    asked = {"num_visual_tokens": 4} if kind == "mqt" else {}
+    result = load_elsewhere(sys.executable, "you/converted", tmp_path / "resaved", asked, environment=environment)
+    assert set(result["modules"]) == {"transformers_modules"}
+    if kind == "mqt":
+        check_loaded(result, output)
+    else:
+        expected = pipeline("image-text-to-text", model=output)(text=make_chat(0), **ASK)
+        assert result["answer"] == expected[0]["generated_text"]
+        assert [name.replace("QueCC", "MQT") for name in result["classes"]] == CLASS_NAMES
+    assert run_card(hub, "you/converted", environment, tmp_path)
+    assert "GET /you/converted/resolve/" in " ".join(hub.requests)
+
+
+PUSH = """
+import sys
+
+import mqt_llava
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+folder, name = sys.argv[1:]
+model = AutoModelForImageTextToText.from_pretrained(folder)
+processor = AutoProcessor.from_pretrained(folder)
+"""
+
+
+PUSH_IN_EVERY_ORDER = """
+processor.push_to_hub("you/processor-first")
+model.push_to_hub("you/processor-first", tags=["mine"])
+model.push_to_hub("you/model-first", tags="mine")
+processor.push_to_hub("you/model-first")
+model.save_pretrained("saved", push_to_hub=True, repo_id="you/saved")
+processor.save_pretrained("saved", push_to_hub=True, repo_id="you/saved")
+"""
+
+
+@pytest.mark.parametrize("kind", ["mqt", "quecc"])
+def test_a_model_is_pushed_with_a_card(request, hub, environment, tmp_path, kind):
+    folder = request.getfixturevalue("converted_quecc") if kind == "quecc" else TINY
+    run_python(PUSH + PUSH_IN_EVERY_ORDER, str(folder), "", environment=environment, folder=tmp_path)
+    for name in ("you/processor-first", "you/model-first", "you/saved"):
+        card = card_of(hub, name)
+        assert card.data.tags == [f"{kind}-llava", *["mine"] * (name != "you/saved")]
+        assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "image-text-to-text")
+        assert {"mqt": "any number from 1 to\n16 per image", "quecc": "here 36 per image"}[kind] in card.text
+        assert "More Information Needed" not in card.text and str(folder) not in card.content
+    if kind == "mqt":
+        assert "1.7 million parameters" in card.text
+        assert run_card(hub, "you/model-first", environment, tmp_path), "the embedded checkpoint answers in words"
+
+
+WRITTEN = b"---\nlicense: mit\n---\n\n# Mine\n\nI wrote this.\n"
+
+
+def test_a_card_that_somebody_wrote_stays(hub, environment, tmp_path):
+    names = ("you/pushed", "you/saved")
+    for name in names:
+        hub.commit(name, {"README.md": WRITTEN})
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    (folder / "README.md").write_text("Here, too.\n")
+    push = """
+model.push_to_hub("you/pushed")
+model.save_pretrained("saved", push_to_hub=True, repo_id="you/saved")
+"""
+    run_python(PUSH + push, str(TINY), "", environment=environment, folder=tmp_path)
+    for name in names:
+        assert "model.safetensors" in hub.files(name)
+        card = card_of(hub, name)
+        assert card.text.strip() == "# Mine\n\nI wrote this." and card.data.license == "mit"
+    assert (folder / "README.md").read_text() == "Here, too.\n"
+
+
+def test_a_template_that_somebody_filled_in_stays(hub, environment, tmp_path):
+    card = ModelCard.from_template(ModelCardData(), developers="Me")
+    hub.commit("you/mine", {"README.md": card.content.encode()})
+    run_python(PUSH + "model.push_to_hub(name)", str(TINY), "you/mine", environment=environment, folder=tmp_path)
+    assert "**Developed by:** Me" in card_of(hub, "you/mine").text
+
+
+def test_base_models_are_those_of_the_hub(hub, environment, tmp_path):
+    hub.commit_folder("someone/tiny", TINY)
+    push = """
+model.push_to_hub("you/tuned")
+model.config._name_or_path = ""
+model.config.vision_config._name_or_path, model.config.text_config._name_or_path = "a/tower", "b/decoder"
+model.push_to_hub("you/joined")
+model.config.text_config._name_or_path = "/on/my/disk"
+model.push_to_hub("you/half")
+"""
+    run_python(PUSH + push, "someone/tiny", "", environment=environment, folder=tmp_path)
+    assert card_of(hub, "you/tuned").data.base_model == ["someone/tiny"]
+    assert card_of(hub, "you/joined").data.base_model == ["a/tower", "b/decoder"]
+    assert card_of(hub, "you/half").data.base_model == ["a/tower"]
+    assert "disk" not in card_of(hub, "you/half").content
