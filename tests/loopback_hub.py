@@ -146,9 +146,9 @@ class HubHandler(BaseHTTPRequestHandler):
         self.send(409 if exists else 200, {**url, "error": "exists"} if exists else url)
 
     def validate_card(self) -> None:
-        _, metadata, _ = json.loads(self.body)["content"].split("---\n", 2)
-        known = isinstance(yaml.safe_load(metadata), dict)
-        self.send(200 if known else 400, {"errors": [] if known else [{"message": "no mapping"}], "warnings": []})
+        is_valid = isinstance(read_metadata(json.loads(self.body)["content"]), dict)
+        errors = [] if is_valid else [{"message": "the metadata is no mapping"}]
+        self.send(200 if is_valid else 400, {"errors": errors, "warnings": []})
 
     def preupload(self, name: str, revision: str) -> None:
         files = json.loads(self.body)["files"]
@@ -164,7 +164,9 @@ class HubHandler(BaseHTTPRequestHandler):
     def info(self, name: str, revision: str | None = None) -> None:
         if found := self.find(name, revision):
             sha, tree = found
-            self.send(200, {"id": name, "sha": sha, "siblings": [{"rfilename": path} for path in tree], "tags": []})
+            metadata = read_metadata(tree.get("README.md", b"").decode())
+            tags = [f"license:{metadata['license']}"] if "license" in metadata else []
+            self.send(200, {"id": name, "sha": sha, "siblings": [{"rfilename": path} for path in tree], "tags": tags})
 
     def list_tree(self, name: str, revision: str, folder: str | None) -> None:
         if found := self.find(name, revision):
@@ -186,3 +188,8 @@ class HubHandler(BaseHTTPRequestHandler):
 
 def git_hash(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def read_metadata(card: str):
+    """What stands between the two lines of dashes at a card's start."""
+    return yaml.safe_load(card.split("---\n", 2)[1]) if card.startswith("---\n") else {}
