@@ -1,5 +1,6 @@
 """From a conversion, or a training, to a Hub and back through its client, to processes without the package."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -12,12 +13,13 @@ from elsewhere import BLOCK, load_elsewhere, run_python
 from helpers import FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME, REPOSITORY
 from huggingface_hub import ModelCard, ModelCardData
 from loopback_hub import LoopbackHub
-from test_hub import ASK, CLASS_NAMES, check_loaded, make_chat
+from test_hub import ASK, CLASS_NAMES, MODEL_FILES, check_loaded, make_chat
 from transformers import pipeline
 
 
 TINY = REPOSITORY / "model_cards" / "mqt-llava-tiny"
 PHOTO = REPOSITORY / "examples" / "images" / "mosaic_0.png"
+GENERATION = "generation_config.json"
 
 
 @pytest.fixture
@@ -168,3 +170,64 @@ model.push_to_hub("you/half")
     assert card_of(hub, "you/joined").data.base_model == ["a/tower", "b/decoder"]
     assert card_of(hub, "you/half").data.base_model == ["a/tower"]
     assert "disk" not in card_of(hub, "you/half").content
+
+
+def upload_tiny(hub: LoopbackHub, environment: dict, tmp_path: Path) -> Path:
+    """What the two lines of `model_cards/prepare_upload.py` do."""
+    output = tmp_path / "folder"
+    script = REPOSITORY / "model_cards" / "prepare_upload.py"
+    run_script(script, "mqt-llava-tiny", "--repo-id", "me/tiny", "--output", output, environment=environment)
+    run_script(Path(sys.executable).parent / "hf", "upload", "me/tiny", output, environment=environment)
+    return output
+
+
+def test_the_embedded_checkpoint_goes_to_the_hub(hub, environment, tmp_path):
+    output = upload_tiny(hub, environment, tmp_path)
+    files = hub.files("me/tiny")
+    assert files == {path.name: path.read_bytes() for path in output.iterdir()}
+    assert {path.name for path in TINY.iterdir()} | set(MODEL_FILES) == set(files)
+    for name in ("evaluation.json", "adaptive.json", "mosaic_0.png", "model.safetensors", "tokenizer.json"):
+        assert files[name] == (TINY / name).read_bytes(), name
+    ours, theirs = (json.loads(text) for text in ((TINY / GENERATION).read_text(), files[GENERATION]))
+    assert ours == {**theirs, "transformers_version": ours["transformers_version"]}
+
+    asked = {"num_visual_tokens": 4}
+    result = load_elsewhere(sys.executable, "me/tiny", tmp_path / "resaved", asked, environment=environment)
+    assert set(result["modules"]) == {"transformers_modules"}
+    check_loaded(result, TINY)
+    lines = run_card(hub, "me/tiny", environment, tmp_path).splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "4", "16"] and len(set(lines[-1].split())) > 2
+
+
+def test_a_folder_that_is_there_or_has_no_weights_is_refused(tmp_path, capsys):
+    from prepare_upload import main
+
+    (tmp_path / "there").mkdir()
+    for name, output in (("mqt-llava-tiny", "there"), ("mqt-llava-7b", "new"), ("no-such-model", "new")):
+        with pytest.raises(SystemExit, match="error: "):
+            main([name, "--repo-id", "me/tiny", "--output", str(tmp_path / output)])
+    assert not (tmp_path / "new").exists() and not list((tmp_path / "there").iterdir())
+
+
+def links(text: str) -> list[str]:
+    return [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith(("https://", "#"))]
+
+
+@pytest.mark.parametrize("folder", [TINY, TINY.with_name("mqt-llava-7b")], ids=lambda folder: folder.name)
+def test_the_cards_of_the_repository(folder):
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.license and card.data.datasets and card.data.language and card.data.pipeline_tag
+    for link in links(card.text):
+        assert (folder / link).resolve().parent == folder, f"{link} is not beside the card on the Hub"
+
+
+def test_the_card_of_the_embedded_checkpoint_gives_its_figures():
+    card = ModelCard.load(TINY / "README.md")
+    measured = json.loads((TINY / "evaluation.json").read_text())["results"]
+    results = card.data.eval_results
+    given = {(result.dataset_name.split()[-3], result.metric_name): result.metric_value for result in results}
+    assert card.data.metrics == ["accuracy"] and card.data.model_name == "mqt-llava-tiny"
+    for m in ("1", "4", "16"):
+        for kind in measured:
+            assert given.pop((m, kind)) == pytest.approx(100 * measured[kind]["accuracy"][m], abs=0.051)
+    assert not given
