@@ -5,6 +5,7 @@ OLDEST = .venv-oldest
 LMMS_EVAL = .venv-lmms-eval
 VLLM = .venv-vllm
 WEB = .venv-demo
+ID ?= you/mqt-llava-tiny
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 FUZZ = PYTHONPATH=tests:conversion $(RUN) -m fuzz
 # Of `make fuzz`: how many calls, the most minutes, and what else tests/fuzz/__main__.py takes, such as `--seed 7`.
@@ -12,7 +13,7 @@ CALLS ?= 20000
 MINUTES ?= 60
 ARGS ?=
 
-.PHONY: help demo demo-web test fuzz fuzz-planted test-browser test-oldest test-slow lint train-tiny evaluate-tiny figures heatmap-mass compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm test-transformers bench-serving bench-gpu test-gpu test-torchao bench-cpu-settings bench-resampler quantized-tiny clean
+.PHONY: help demo demo-web test fuzz fuzz-planted test-browser test-oldest test-slow lint train-tiny evaluate-tiny figures heatmap-mass compare-report compare-quecc-report calibrate-tiny hub-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm test-transformers bench-serving bench-gpu test-gpu test-torchao bench-cpu-settings bench-resampler quantized-tiny clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -82,6 +83,9 @@ compare-report: $(VENV)/.installed  ## Table and figure of one MQT model against
 
 compare-quecc-report: $(VENV)/.installed  ## Table and figure of QueCC against MQT, from logged results
 	$(RUN) examples/fashion_mosaics/compare_quecc_report.py
+
+hub-tiny: $(VENV)/.installed  ## Make the folder of the embedded checkpoint that goes to the Hub, e.g. ID=you/mqt-llava-tiny
+	$(VENV)/bin/python model_cards/prepare_upload.py mqt-llava-tiny --repo-id $(ID) --output runs/hub/mqt-llava-tiny
 
 scaling-law: $(VENV)/.installed  ## Fit the scaling law of parameters and visual tokens to the published scores
 	$(RUN) examples/scaling_law/scaling_law_report.py
