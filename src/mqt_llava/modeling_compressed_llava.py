@@ -373,7 +373,7 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ge
         is_checkpointed = any(getattr(layer, "gradient_checkpointing", False) for layer in decoder.modules())
         if self.training and is_checkpointed and generation_config.use_cache:
             raise ValueError(
-                "The model is in training mode with gradient checkpointing (`gradient_checkpointing`), which drops the "
+                "The model is in training mode with gradient checkpointing (`gradient_checkpointing`). That drops the "
                 "decoder's cache, so `generate` would see the last token alone. Call `model.eval()` or "
                 "`model.gradient_checkpointing_disable()` first, or pass `use_cache=False`."
             )
