@@ -86,7 +86,7 @@ def run_case(rng: Random, log: dict) -> Iterator[Outcome]:
         if mode == "checkpointing" and expected == RIGHT:
             expected = EITHER
         if images and rng.random() < 0.06:
-            mode, expected = spoil(rng, subject, images, kwargs), REFUSED
+            mode, expected = spoil(rng, subject, images, made, kwargs), REFUSED
         size = "re-sized" if asked != made else "as made"
         log["group"] = f"{'QueCC, ' * subject.is_quecc}{mode}, {size}, padded {place(columns)}"
         log.update(asked=asked, expected=expected, num_new=num_new, arguments=sorted(kwargs), positional=bool(args))
@@ -129,13 +129,15 @@ def place(columns: list[Columns]) -> str:
     return "within" if all(row.mask[-1] for row in columns) else "on the right"
 
 
-def spoil(rng: Random, subject: Subject, images: list, kwargs: dict) -> str:
+def spoil(rng: Random, subject: Subject, images: list, made: list[int], kwargs: dict) -> str:
     """Passes the images in a way that is refused."""
     ways = ["encoded images that are none", "an image too many", "numbers that are none"]
     way = rng.choice(ways[:2] if subject.is_quecc else ways)
     if way == "an image too many":
         kwargs.pop("mm_encoder_outputs", None)
         kwargs |= subject.image_inputs([*images, images[0]])
+        if not subject.is_quecc:  # without numbers they might share the placeholders
+            kwargs["visual_token_counts"] = list(made)
     elif way == "numbers that are none":
         kwargs["visual_token_counts"] = rng.choice(("4", 4.0, [0] * len(images), [1] * (len(images) + 1), {"a": 1}))
     else:
