@@ -5,9 +5,15 @@ OLDEST = .venv-oldest
 LMMS_EVAL = .venv-lmms-eval
 VLLM = .venv-vllm
 WEB = .venv-demo
+ID ?= you/mqt-llava-tiny
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
+FUZZ = PYTHONPATH=tests:conversion $(RUN) -m fuzz
+# Of `make fuzz`: how many calls, the most minutes, and what else tests/fuzz/__main__.py takes, such as `--seed 7`.
+CALLS ?= 20000
+MINUTES ?= 60
+ARGS ?=
 
-.PHONY: help demo demo-web test test-browser test-oldest test-slow lint train-tiny evaluate-tiny figures heatmap-mass compare-report compare-quecc-report calibrate-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm test-transformers bench-serving bench-gpu test-gpu test-torchao bench-cpu-settings bench-resampler quantized-tiny clean
+.PHONY: help demo demo-web test fuzz fuzz-planted test-browser test-oldest test-slow lint train-tiny evaluate-tiny figures heatmap-mass compare-report compare-quecc-report calibrate-tiny hub-tiny bench-convert bench-training-step bench-first-token bench-question-pass scaling-law test-lmms-eval test-vllm test-transformers bench-serving bench-gpu test-gpu test-torchao bench-cpu-settings bench-resampler quantized-tiny clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -20,6 +26,12 @@ demo-web: $(WEB)/.installed  ## Serve a web page to ask about pictures with a sl
 
 test: $(VENV)/.installed  ## Run the test suite
 	$(RUN) -m pytest -m "not slow" -n 2
+
+fuzz: $(VENV)/.installed  ## Compare 20,000 random calls with an oracle (a quarter of an hour); CALLS=, MINUTES=, ARGS="--seed 7"
+	$(FUZZ) --calls $(CALLS) --minutes $(MINUTES) $(ARGS)
+
+fuzz-planted: $(VENV)/.installed  ## Restore known bugs one by one, and see whether the fuzzer finds them
+	$(FUZZ) --planted $(ARGS)
 
 test-oldest: $(OLDEST)/.installed  ## Run the test suite with the oldest transformers that is supported
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -m "not slow" -n 2
@@ -71,6 +83,9 @@ compare-report: $(VENV)/.installed  ## Table and figure of one MQT model against
 
 compare-quecc-report: $(VENV)/.installed  ## Table and figure of QueCC against MQT, from logged results
 	$(RUN) examples/fashion_mosaics/compare_quecc_report.py
+
+hub-tiny: $(VENV)/.installed  ## Make the folder of the embedded checkpoint that goes to the Hub, e.g. ID=you/mqt-llava-tiny
+	$(VENV)/bin/python model_cards/prepare_upload.py mqt-llava-tiny --repo-id $(ID) --output runs/hub/mqt-llava-tiny
 
 scaling-law: $(VENV)/.installed  ## Fit the scaling law of parameters and visual tokens to the published scores
 	$(RUN) examples/scaling_law/scaling_law_report.py

@@ -11,7 +11,10 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"mqt_llava.evaluation": ["published.json", "tasks/*/*"]},
+    package_data={
+        "mqt_llava": ["mqt-llava-tiny/*"],
+        "mqt_llava.evaluation": ["published.json", "tasks/*/*"],
+    },
     install_requires=[
         "torch>=2.6",
         "transformers>=5.19,<6",

@@ -35,7 +35,7 @@ from hub_folders import local_folder, push
 from input_files import read_json
 from key_mapping_llava import VISION_PREFIX, Part, Sources, is_dropped, llava_recipes
 from llama_tokenizer import IMAGE_TOKEN, convert_llama_tokenizer
-from model_card import CardTexts, write_model_card
+from model_card import ConversionTexts, write_model_card
 from output_folder import check_output
 from PIL import Image
 from shard_writer import parse_size
@@ -69,7 +69,7 @@ class Conversion:
     sources: Sources
     config: Callable[..., PreTrainedConfig]
     processor: Callable[..., ProcessorMixin]
-    card: CardTexts
+    card: ConversionTexts
 
 
 def convert(conversion: Conversion, args: argparse.Namespace) -> None:

@@ -22,22 +22,11 @@ from checkpoint_kinds import MQT_LLAVA
 from configs_mqt_llava import mqt_llava_config, mqt_llava_processor
 from conversion_steps import Conversion
 from key_mapping_mqt_llava import RESAMPLER_SOURCES
-from model_card import CardTexts
+from model_card import ConversionTexts
 
 from mqt_llava import MQTLlavaForConditionalGeneration
 
 
-CARD = CardTexts(
-    tag="mqt-llava",
-    introduction="""\
-MQT-LLaVA answers questions about images with as many visual tokens as you like to spend: any number from 1 to
-{max_visual_tokens} per image, chosen per call, with the same weights. See
-[Matryoshka Query Transformer for Large Vision-Language Models](https://arxiv.org/abs/2405.19315).""",
-    call_arguments=', processor_kwargs={"num_visual_tokens": 16}',
-    differences="""\
-the vision tower ends at the layer whose output is used,
-the query transformer's joint input projection is split into three, and""",
-)
 CONVERSION = Conversion(
     kind=MQT_LLAVA,
     model_class=MQTLlavaForConditionalGeneration,
@@ -45,7 +34,12 @@ CONVERSION = Conversion(
     sources=RESAMPLER_SOURCES,
     config=mqt_llava_config,
     processor=mqt_llava_processor,
-    card=CARD,
+    card=ConversionTexts(
+        MQTLlavaForConditionalGeneration.card_texts,
+        differences="""\
+the vision tower ends at the layer whose output is used,
+the query transformer's joint input projection is split into three, and""",
+    ),
 )
 
 

@@ -22,22 +22,11 @@ from checkpoint_kinds import QUECC_LLAVA
 from configs_quecc_llava import SETTINGS, quecc_llava_config, quecc_llava_processor
 from conversion_steps import Conversion
 from key_mapping_quecc_llava import RESAMPLER_SOURCES
-from model_card import CardTexts
+from model_card import ConversionTexts
 
 from mqt_llava import QueCCLlavaForConditionalGeneration
 
 
-CARD = CardTexts(
-    tag="quecc-llava",
-    introduction="""\
-QueCC-LLaVA answers questions about images with few visual tokens, here {max_visual_tokens} per image, made for the
-question that is asked. See
-[Inference Optimal VLMs Need Fewer Visual Tokens and More Parameters](https://arxiv.org/abs/2411.03312).""",
-    call_arguments="",
-    differences="""\
-the vision tower ends at the last layer whose output is
-used, the compressor's joint input projection is split into three, and""",
-)
 CONVERSION = Conversion(
     kind=QUECC_LLAVA,
     model_class=QueCCLlavaForConditionalGeneration,
@@ -45,7 +34,12 @@ CONVERSION = Conversion(
     sources=RESAMPLER_SOURCES,
     config=quecc_llava_config,
     processor=quecc_llava_processor,
-    card=CARD,
+    card=ConversionTexts(
+        QueCCLlavaForConditionalGeneration.card_texts,
+        differences="""\
+the vision tower ends at the last layer whose output is
+used, the compressor's joint input projection is split into three, and""",
+    ),
 )
 
 

@@ -5,30 +5,16 @@ from typing import NamedTuple
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from mqt_llava.card_compressed_llava import WITH_THE_PACKAGE, CardTexts, metadata, usage, write_card
+
 
 TEXT = """\
 # {title}
 
 {introduction}
 
-```python
-from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-folder = "{folder}"
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype="auto")
-
-messages = [{{"role": "user", "content": [{{"type": "image", "image": Image.open("photo.jpg")}},
-                                        {{"type": "text", "text": "What is in this image?"}}]}}]
-inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True,
-                                       return_tensors="pt"{call_arguments})
-output = model.generate(**inputs, max_new_tokens=64)
-print(processor.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
-```
-
-`trust_remote_code` is not needed where the package `mqt_llava` is installed and imported.
-
+{usage}
+{with_the_package}
 ## How it was made
 
 Converted from the original weights ({sources}) by `conversion/{script}`. The weights are the
@@ -36,31 +22,35 @@ original's, stored as {dtype}, with these differences in form: {differences} the
 {old_vocab_size} to {vocab_size} rows, of which row {image_token_id} stands for `<image>`.
 """
 
+KEPT = ("license", "license_name", "license_link", "language", "datasets")  # of what the original's card says
 
-class CardTexts(NamedTuple):
+
+class ConversionTexts(NamedTuple):
     """
-    What the cards of one kind of model say.
+    What the cards of one kind of converted model say.
 
     Args:
-        tag: The model's name on the Hub.
-        introduction: What it does; may name `{max_visual_tokens}`.
-        call_arguments: What the example passes to the processor, beyond what every processor needs.
+        model: What the cards of all such models say.
         differences: What of its form differs from the original's.
     """
 
-    tag: str
-    introduction: str
-    call_arguments: str
+    model: CardTexts
     differences: str
 
 
 def write_model_card(
-    folder: Path, original: Path, sources: list[str], title: str, texts: CardTexts, max_visual_tokens: int, **facts
+    folder: Path,
+    original: Path,
+    sources: list[str],
+    title: str,
+    texts: ConversionTexts,
+    max_visual_tokens: int,
+    **facts,
 ) -> None:
     """
     Args:
         folder: Where README.md goes.
-        original: The original checkpoint's folder, whose own card may name a licence.
+        original: The original checkpoint's folder, whose own card may name a licence and the data.
         sources: Paths or Hub ids of the original weights.
         title: What the converted checkpoint is called.
         texts: What the kind of model adds.
@@ -69,29 +59,27 @@ def write_model_card(
     """
     # A path on somebody's disk says nothing to others: of a path only the last part is named.
     names = [Path(source).resolve().name if Path(source).exists() else source for source in sources]
-    data = ModelCardData(
-        license=original_license(original),
-        library_name="transformers",
-        pipeline_tag="image-text-to-text",
-        tags=[texts.tag],
-        base_model=[source for source in sources if not Path(source).exists()] or None,
-    )
+    known = original_metadata(original)
+    data = {
+        **metadata(texts.model, [source for source in sources if not Path(source).exists()]),
+        **{name: known.get(name) for name in KEPT},
+    }
     text = TEXT.format(
         title=title,
-        folder=title,
         sources=", ".join(f"`{name}`" for name in names),
-        introduction=texts.introduction.format(max_visual_tokens=max_visual_tokens),
-        call_arguments=texts.call_arguments,
+        introduction=texts.model.introduction.format(number=max_visual_tokens),
+        usage=usage(texts.model, title, max_visual_tokens),
+        with_the_package=WITH_THE_PACKAGE,
         differences=texts.differences,
         **facts,
     )
-    (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{text}", encoding="utf-8")
+    write_card(folder / "README.md", data, text)
 
 
-def original_license(original: Path) -> str | None:
-    """The licence that the original's own card names."""
+def original_metadata(original: Path) -> ModelCardData:
+    """What the original's own card says, if it has one."""
     try:
-        return ModelCard.load(original / "README.md").data.license
-    # A card without readable metadata names none, and the readers of YAML have errors of their own.
+        return ModelCard.load(original / "README.md").data
+    # A card without readable metadata says nothing, and the readers of YAML have errors of their own.
     except Exception:
-        return None
+        return ModelCardData()

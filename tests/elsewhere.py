@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 
@@ -54,18 +55,40 @@ print("RESULT", json.dumps({
 """
 
 
-def load_elsewhere(python, folder: Path, resaved: Path, asked: dict, package: str = "blocked") -> dict:
+def load_elsewhere(
+    python, folder: Path | str, resaved: Path, asked: dict, package: str = "blocked", environment: dict | None = None
+) -> dict:
     """
     Loads a folder by its own code in another process, answers a question about an image, and saves it again.
 
     Args:
+        folder: A folder, or a Hub id.
         asked: What both the processor and `generate` are asked for besides.
         package: `"blocked"` or `"imported"`.
+        environment: Variables by which the process reaches a Hub; by default it reaches none.
     """
-    environment = {**os.environ, "HF_MODULES_CACHE": str(resaved.parent / "modules"), "HF_HUB_OFFLINE": "1"}
+    environment = {"HF_MODULES_CACHE": str(resaved.parent / "modules"), **(environment or {"HF_HUB_OFFLINE": "1"})}
+    arguments = [str(folder), str(resaved), package, json.dumps(asked)]
+    return json.loads(run_python(LOAD, *arguments, python=python, environment=environment, folder=resaved.parent))
+
+
+BLOCK = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "mqt_llava":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def run_python(code: str, *arguments: str, environment: dict, folder: Path, python=sys.executable) -> str:
+    """What code that runs in another process, in a folder, prints behind the word RESULT."""
     run = subprocess.run(
-        [str(python), "-c", LOAD, str(folder), str(resaved), package, json.dumps(asked)],
-        env=environment, cwd=resaved.parent, capture_output=True, text=True, timeout=500,
+        [str(python), "-c", code, *arguments],
+        env={**os.environ, **environment}, cwd=folder, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads(run.stdout.split("RESULT", 1)[1])
+    return run.stdout.partition("RESULT")[2]

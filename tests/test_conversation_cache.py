@@ -314,3 +314,53 @@ def test_random_conversations(model, seed):
             order = rng.sample(range(len(chats)), rng.randint(1, len(chats)))
             chats = [copy.deepcopy(chats[row]) for row in order]
             cache.batch_select_indices(torch.tensor(order))
+
+
+def test_what_is_not_known_any_more_is_computed_again(model):
+    """Which rows are left of a `DynamicCache`, nobody says beside new tokens alone."""
+    chats, cache = [Chat(1, 11, "a", 12), Chat(1, 14)], DynamicCache(config=model.config)
+    answers = ask(model, batch(chats, at(16), padding=4), num_visual_tokens=4, past_key_values=cache)[1]
+    chat = Chat(*chats[0].pieces, *answers[0], 21)
+    cache.batch_select_indices(torch.tensor([0]))
+    mask = torch.ones(1, cache.get_seq_length() + 2, dtype=torch.long)
+    inputs = {"input_ids": torch.tensor([[answers[0][-1], 21]]), "attention_mask": mask}
+    answers = ask(model, inputs, past_key_values=cache)[1]
+    assert answers == fresh(model, [chat], at(4))
+    chat.pieces += answers[0] + [22]
+    inputs = batch([chat], at(16), padding=4)
+    assert ask(model, inputs, num_visual_tokens=4, past_key_values=cache)[1] == fresh(model, [chat], at(4))
+
+
+def test_new_tokens_padded_on_the_right(model):
+    chats = [Chat(1, 11, "a", 12), Chat(1, 14)]
+    output, answers = ask(model, batch(chats, at(4)))
+    length, first = output.past_key_values.get_seq_length(), batch(chats, at(4))["attention_mask"]
+    new = torch.tensor([[answers[0][-1], 21, 22], [answers[1][-1], 23, 0]])
+    mask = torch.ones(2, length + 3, dtype=torch.long)
+    mask[:, : first.shape[1]], mask[1, -1] = first, 0
+    sequences = ask(model, {"input_ids": new, "attention_mask": mask}, past_key_values=output.past_key_values)[0]
+    assert torch.equal(sequences.sequences[:, :3], new)
+    for chat, answer, question in zip(chats, answers, ([21, 22], [23])):
+        chat.pieces += answer + question
+    assert sequences.sequences[:, 3:].tolist() == fresh(model, chats, at(4))
+
+
+def test_embeddings_padded_on_the_right(model):
+    chats = [Chat(1, 11, "a", 12), Chat(1, 14)]
+    inputs = batch(chats, at(4), side="right")
+    inputs["inputs_embeds"] = model.get_input_embeddings()(inputs.pop("input_ids"))
+    assert model.generate(**inputs, max_new_tokens=NEW, do_sample=False).tolist() == fresh(model, chats, at(4))
+
+
+def test_windows_cannot_look_past_padding():
+    text_config = decoder_config("mistral")
+    text_config.sliding_window = 8
+    model = random_model(tiny_config(text_config=text_config))
+    chats = [Chat(1, 11, "a", 12), Chat(1, 14)]
+    output, answers = ask(model, batch(chats, at(4)))
+    length, first = output.past_key_values.get_seq_length(), batch(chats, at(4))["attention_mask"]
+    mask = torch.ones(2, length + 3, dtype=torch.long)
+    mask[:, : first.shape[1]], mask[1, -3] = first, 0
+    new = torch.tensor([[answers[0][-1], 21, 22], [0, answers[1][-1], 23]])
+    with pytest.raises(ValueError, match="`attention_mask` has padding between tokens, which sliding windows"):
+        ask(model, {"input_ids": new, "attention_mask": mask}, past_key_values=output.past_key_values)

@@ -112,7 +112,10 @@ def test_vision_layers_above_the_last_used_one_are_not_there(name, layer, contex
         patches, seen_context, _ = captured.pop()
         torch.testing.assert_close(patches, states[layer][:, -16:])
         torch.testing.assert_close(seen_context, torch.cat([states[index][:, -16:] for index in context], dim=-1))
-        assert len(outputs.hidden_states) == used + 1 if asked else outputs.hidden_states is None
+        if asked:
+            assert [state is not None for state in outputs.hidden_states] == [index <= used for index in range(4)]
+        else:
+            assert outputs.hidden_states is None
 
 
 @pytest.mark.parametrize("name", ["vision_feature_layer", "vision_context_layers"])

@@ -2,6 +2,7 @@
 """MQT-LLaVA and QueCC-LLaVA for transformers: importing this package registers both with the auto classes."""
 
 from importlib.metadata import version
+from pathlib import Path
 
 from transformers import (
     AutoConfig,
@@ -34,7 +35,10 @@ for config, model, model_with_head, processor in (
 
 __version__ = version("mqt_llava")
 
+EMBEDDED_CHECKPOINT = Path(__file__).parent / "mqt-llava-tiny"  # a small one, which comes with the package
+
 __all__ = [
+    "EMBEDDED_CHECKPOINT",
     "AdaptiveBudget",
     "VisualTokenCache",
     "MQTLlavaConfig",

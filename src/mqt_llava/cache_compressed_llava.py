@@ -32,6 +32,12 @@ class CachedPrompts:
     images: list[list[ShownImage]]
     prompt_length: int
 
+    @classmethod
+    def nothing(cls, mask: torch.Tensor) -> "CachedPrompts":
+        """Of a cache whose columns cannot be told, with as many rows as a mask: a conversation begins anew."""
+        empty = mask.new_zeros((len(mask), 0))
+        return cls(empty.long(), empty.bool(), [[] for _ in mask], 0)
+
     def first(self, num_columns: int) -> "CachedPrompts":
         return CachedPrompts(
             self.ids[:, :num_columns],

@@ -76,6 +76,23 @@ class CompressedLlavaConfig(PreTrainedConfig):
             raise OSError(f"{pretrained_model_name_or_path} has no config.json, so it is no checkpoint.")
         return config_dict, kwargs
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs) -> "CompressedLlavaConfig":
+        config_dict = dict(config_dict)
+        index = config_dict.pop("image_token_index", None)
+        image_token_id = config_dict.setdefault("image_token_id", index)
+        if image_token_id is None:
+            del config_dict["image_token_id"]
+        elif index not in (None, image_token_id):
+            raise ValueError(
+                f"`image_token_id` is {image_token_id} and `image_token_index` is {index}, but both mean the same."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+    def to_diff_dict(self) -> dict:
+        # What is saved. Tools that know LLaVA read the file itself, and look for the id by this name.
+        return {**super().to_diff_dict(), "image_token_index": self.image_token_id}
+
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         # transformers names only the class that is being saved. A folder must open through each auto class, for the
         # pipeline asks one of them, `AutoModel` users another, and serving engines a third.

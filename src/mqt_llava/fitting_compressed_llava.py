@@ -96,7 +96,8 @@ class FittedPrompt:
 
     Args:
         ids: `(batch, length)`, what transformers' `generate` is given.
-        cached: What the cache will hold of it, all but the answer; None where that is not known.
+        cached: What the cache will hold of it, all but the answer, or of its first columns; None where it holds the
+            prompt as it was passed.
     """
 
     ids: torch.Tensor | None
@@ -245,6 +246,8 @@ class PromptFitting:
             placeholders = self.model.get_placeholder_mask(fitted.ids, None)
             rows = images_per_row(placeholders, [image.at(count) for image, count in zip(images, asked)])
             fitted.cached = CachedPrompts(fitted.ids, mask.ne(0), rows, fitted.ids.shape[1])
+        elif fitted.ids is None and "attention_mask" in kwargs and kwargs["attention_mask"] is not prompt.mask:
+            fitted.cached = CachedPrompts.nothing(prompt.mask)  # `inputs_embeds` that were padded anew
         self._pass_images([(index, 0, count) for index, count in enumerate(asked)], kwargs)
         return fitted
 
@@ -276,11 +279,12 @@ class PromptFitting:
                 "with a mask of its own shape."
             )
         cached_mask, mask = prompt.mask.split([past_length, prompt.placeholders.shape[1]], dim=1)
-        fitted = FittedPrompt(prompt.ids)
+        fitted = FittedPrompt(prompt.ids, None if known is None else CachedPrompts.nothing(prompt.mask))
         if not is_padded_on_the_left(mask):
             fitted.ids = self._resize_prompt(replace(prompt, mask=mask), made, made, config, kwargs)
             mask = kwargs["attention_mask"]
             kwargs["attention_mask"] = torch.cat([cached_mask, mask], dim=1)
+        self._check_holes(torch.cat([cached_mask, mask], dim=1))
         self._pass_images([(index, 0, count) for index, count in enumerate(made)], kwargs)
         if is_known and kwargs.get("inputs_embeds") is None:
             placeholders = self.model.get_placeholder_mask(fitted.ids, None)
@@ -314,6 +318,7 @@ class PromptFitting:
         past_length = kwargs["past_key_values"].get_seq_length()
         if not is_padded_on_the_left(prompt.mask[:, past_length:]):
             raise ValueError("`attention_mask` has padding behind tokens of `inputs_embeds`. Pad on the left.")
+        self._check_holes(prompt.mask)
         parts, made, num_passed = [], [], 0
         for row, num_cached in zip(*self._images_behind(prompt, past_length)):
             for image in row:
@@ -331,7 +336,19 @@ class PromptFitting:
         made = [image.num_visual_tokens for image in made]
         check_not_resized(made, num_visual_tokens, asked, "inputs_embeds")
         self._pass_images(parts, kwargs)
-        return FittedPrompt(prompt.ids)
+        is_known = recall_prompts(kwargs["past_key_values"]) is not None
+        return FittedPrompt(prompt.ids, CachedPrompts.nothing(prompt.mask) if is_known else None)
+
+    def _check_holes(self, mask: torch.Tensor) -> None:
+        """
+        Raises:
+            ValueError: The decoder cannot look past padding between tokens.
+        """
+        if not is_padded_on_the_left(mask) and not has_plain_cache(self.config.get_text_config(decoder=True)):
+            raise ValueError(
+                "`attention_mask` has padding between tokens, which sliding windows and recurrent layers cannot look "
+                "past. Pass the whole conversation and a `VisualTokenCache`, or one prompt at a time."
+            )
 
     def _fit_to_cache(self, prompt: Prompt, known: CachedPrompts, config, num_visual_tokens, kwargs) -> FittedPrompt:
         """With a cache that is known: keeps of it what the prompts share with it."""
@@ -461,16 +478,17 @@ class PromptFitting:
         sequences = outputs.sequences if is_dict else outputs
         cache = outputs.get("past_key_values") if is_dict else cache
         if cache is not None:
-            cached = fitted.cached
+            cached, num_columns = fitted.cached, cache.get_seq_length()
             if cached is not None:
+                answers = sequences[:, 0 if fitted.ids is None else fitted.ids.shape[1] :]
                 cached = cached.select(torch.arange(len(cached.ids)).repeat_interleave(num_copies(config)))
-                if (config.num_beams or 1) == 1:  # the rows of a beam search are not those of the sequences it returns
-                    cached = cached.extended(sequences[:, fitted.ids.shape[1] :])
-                cached = cached.first(cache.get_seq_length())
+                # The rows of a beam search are not those of the sequences that it returns.
+                if (config.num_beams or 1) == 1 and cached.ids.shape[1] + answers.shape[1] >= num_columns:
+                    cached = cached.extended(answers)
+                cached = cached.first(num_columns)
             remember_prompts(cache, cached)
-        if prompt is None or fitted.cached is None:
-            return outputs
-        sequences = restore_prompt(sequences, prompt, fitted.ids.shape[1])
+        if fitted.ids is not prompt:
+            sequences = restore_prompt(sequences, prompt, fitted.ids.shape[1])
         if not is_dict:
             return sequences
         outputs.sequences = sequences

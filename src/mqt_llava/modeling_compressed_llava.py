@@ -8,6 +8,7 @@ What all of them share, whatever the compressor. A subclass of the model brings 
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -21,13 +22,16 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+from transformers.utils import auto_docstring
 
+from .card_compressed_llava import CardTexts, fill_empty_card
 from .configuration_compressed_llava import CompressedLlavaConfig
 
 
 NEVER = -1e4  # a logit whose exponential is zero in every dtype, and that every dtype can hold
 
 
+@auto_docstring(custom_intro="What a [`CompressedLlavaModel`] returns.")
 @dataclass
 class CompressedLlavaModelOutputWithPast(BaseModelOutputWithPast):
     r"""
@@ -38,6 +42,7 @@ class CompressedLlavaModelOutputWithPast(BaseModelOutputWithPast):
     image_hidden_states: torch.Tensor | None = None
 
 
+@auto_docstring(custom_intro="What a [`CompressedLlavaForConditionalGeneration`] returns.")
 @dataclass
 class CompressedLlavaCausalLMOutputWithPast(ModelOutput):
     r"""
@@ -86,6 +91,22 @@ def encoded_images(mm_encoder_outputs: dict[str, ModelOutput] | None) -> ModelOu
             "`mm_encoder_outputs['image'].pooler_output` must hold a tensor `(visual tokens, hidden_size)` per image."
         )
     return image_outputs
+
+
+def refuse_other_features(config: CompressedLlavaConfig, kwargs: dict) -> None:
+    """
+    Takes arguments of LLaVA's out of `kwargs` that choose image features there. Here the configuration chooses them:
+    the vision tower is built and the compressor trained for those.
+
+    Raises:
+        ValueError: They choose others than the configured ones.
+    """
+    for name in ("vision_feature_layer", "vision_feature_select_strategy"):
+        value, configured = kwargs.pop(name, None), getattr(config, name)
+        if value is not None and value != configured:
+            raise ValueError(f"`{name}` is {value!r}, but the model is built for {configured!r}. Leave it out.")
+    if kwargs.pop("image_sizes", None) is not None:
+        raise ValueError("`image_sizes` is given, but every image is of the vision tower's own size. Leave it out.")
 
 
 class CompressedLlavaPreTrainedModel(PreTrainedModel):
@@ -140,6 +161,11 @@ class CompressedLlavaModel(CompressedLlavaPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
+    @property
+    def multi_modal_projector(self) -> nn.Module:
+        """The compressor by LLaVA's name, by which transformers' exporters find it."""
+        return self.resampler
+
     def _drop_unused_vision_layers(self):
         """Keeps the layers of the vision tower up to the last one whose output is used."""
         num_layers = self.config.vision_config.num_hidden_layers
@@ -168,15 +194,21 @@ class CompressedLlavaModel(CompressedLlavaPreTrainedModel):
             pixel_values: `(images, channels, height, width)`.
 
         Returns:
-            Its output, and the patches `(images, patches, width)` of each layer in `config.used_vision_layers`.
+            Its output, and the patches `(images, patches, width)` of each layer in `config.used_vision_layers`. Where
+            hidden states are asked for, they are those of the whole tower by their indices, and `None` for the layers
+            that are not built.
+
+        Raises:
+            ValueError: Other features are asked for than the configured ones.
         """
+        refuse_other_features(self.config, kwargs)
         num_layers = max(self.used_vision_layers)
         # Releases count either blocks or states in such a list, so both indices of a layer are asked for; counted from
         # the end, they agree. Of a layer one state at most is held besides, until this method returns.
         all_states_asked = kwargs.pop("output_hidden_states", None) or self.config.output_hidden_states
         image_outputs = self.vision_tower(
             pixel_values.to(self.vision_tower.dtype),
-            output_hidden_states=all_states_asked
+            output_hidden_states=bool(all_states_asked)
             or sorted({index for layer in self.used_vision_layers for index in (layer - 1, layer)}),
             return_dict=True,
             **kwargs,
@@ -187,8 +219,10 @@ class CompressedLlavaModel(CompressedLlavaPreTrainedModel):
             # compiled, the number of patches is a symbol.
             first = patches[0].shape[1] - int(patches[0].shape[1] ** 0.5) ** 2
             patches = [states[:, first:] for states in patches]
-        if not all_states_asked:
-            image_outputs["hidden_states"] = None
+        num_missing = self.config.vision_config.num_hidden_layers - num_layers
+        image_outputs["hidden_states"] = (
+            (*image_outputs.hidden_states, *[None] * num_missing) if all_states_asked else None
+        )
         return image_outputs, patches
 
     def get_placeholder_mask(
@@ -247,6 +281,7 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ge
     """A [`CompressedLlavaModel`] with a language model head."""
 
     model_class: type[CompressedLlavaModel]
+    card_texts: CardTexts
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -338,10 +373,23 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ge
         is_checkpointed = any(getattr(layer, "gradient_checkpointing", False) for layer in decoder.modules())
         if self.training and is_checkpointed and generation_config.use_cache:
             raise ValueError(
-                "The model is in training mode with gradient checkpointing, which drops the decoder's cache, so "
-                "`generate` would see the last token alone. Call `model.eval()` or "
+                "The model is in training mode with gradient checkpointing (`gradient_checkpointing`), which drops the "
+                "decoder's cache, so `generate` would see the last token alone. Call `model.eval()` or "
                 "`model.gradient_checkpointing_disable()` first, or pass `use_cache=False`."
             )
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As [`~PreTrainedModel.save_pretrained`]; a README.md that is there stays, also when it is pushed."""
+        card = Path(save_directory) / "README.md"
+        written = card.read_bytes() if card.is_file() else None
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if written is not None:
+            card.write_bytes(written)
+
+    def _upload_modified_files(self, working_dir, repo_id: str, *args, **kwargs):
+        # Whatever pushes comes here, with the card that the repository has, or transformers' empty one.
+        fill_empty_card(Path(working_dir) / "README.md", self, repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def add_head(
         self,

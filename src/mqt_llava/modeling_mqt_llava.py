@@ -14,9 +14,10 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
+from .card_compressed_llava import CardTexts
 from .configuration_mqt_llava import MQTLlavaConfig, check_num_visual_tokens
 from .fitting_compressed_llava import cut_visual_tokens
 from .generation_mqt_llava import MQTLlavaGenerationMixin
@@ -27,6 +28,7 @@ from .modeling_compressed_llava import (
     CompressedLlavaModelOutputWithPast,
     CompressedLlavaPreTrainedModel,
     encoded_images,
+    refuse_other_features,
 )
 from .prompt_mqt_llava import visual_tokens_per_image
 from .resampler_mqt_llava import MQTLlavaResampler, sine_cosine_positions
@@ -71,9 +73,10 @@ class MQTLlavaModel(MQTLlavaPreTrainedModel, CompressedLlavaModel):
 
         Returns:
             The vision tower's output; its `pooler_output` is a list with one tensor `(tokens, hidden_size)` per image.
+            Hidden states that are asked for have the whole tower's indices, with `None` for layers that are not built.
 
         Raises:
-            ValueError: A count outside 1..M, or not one count per image.
+            ValueError: A count outside 1..M, not one count per image, or other features than the configured ones.
         """
         max_visual_tokens, num_images = self.config.max_visual_tokens, len(pixel_values)
         if visual_token_counts is None:
@@ -93,6 +96,7 @@ class MQTLlavaModel(MQTLlavaPreTrainedModel, CompressedLlavaModel):
         )
 
     @can_return_tuple
+    @auto_docstring
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -106,13 +110,19 @@ class MQTLlavaModel(MQTLlavaPreTrainedModel, CompressedLlavaModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | CompressedLlavaModelOutputWithPast:
         r"""
+        pixel_values (`torch.Tensor` of shape `(num_images, num_channels, image_size, image_size)`, *optional*):
+            The images of all prompts, one after the other, from the processor.
         visual_token_counts (`torch.LongTensor` of shape `(num_images,)`, *optional*):
             How many of the placeholders belong to each image, from the processor. By default the images share them
             equally.
         mm_encoder_outputs (`dict`, *optional*):
             `{"image": output of get_image_features}` in place of `pixel_values`: images that are already encoded, with
             at least as many visual tokens as the prompt has placeholders for.
+
+        Returns:
+            A [`CompressedLlavaModelOutputWithPast`], or its entries as a tuple where `return_dict=False`.
         """
+        refuse_other_features(self.config, kwargs)
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         image_outputs = encoded_images(mm_encoder_outputs)
@@ -160,6 +170,16 @@ class MQTLlavaForConditionalGeneration(
     """MQT-LLaVA with its language model head: answers questions about images at any number of visual tokens."""
 
     model_class = MQTLlavaModel
+    card_texts = CardTexts(
+        tag="mqt-llava",
+        number_name="max_visual_tokens",
+        introduction=(
+            "MQT-LLaVA answers questions about images with as many visual tokens as you like to spend: any number "
+            "from 1 to\n{number} per image, chosen per call, with the same weights. See\n"
+            "[Matryoshka Query Transformer for Large Vision-Language Models](https://arxiv.org/abs/2405.19315)."
+        ),
+        prompt_arguments='\n    processor_kwargs={{"num_visual_tokens": {few}}},',
+    )
 
     def get_image_features(
         self,
@@ -171,6 +191,7 @@ class MQTLlavaForConditionalGeneration(
         return self.model.get_image_features(pixel_values, visual_token_counts, **kwargs)
 
     @can_return_tuple
+    @auto_docstring
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -186,12 +207,17 @@ class MQTLlavaForConditionalGeneration(
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | CompressedLlavaCausalLMOutputWithPast:
         r"""
+        pixel_values (`torch.Tensor` of shape `(num_images, num_channels, image_size, image_size)`, *optional*):
+            The images of all prompts, one after the other, from the processor.
         visual_token_counts (`torch.LongTensor` of shape `(num_images,)`, *optional*):
             How many of the placeholders belong to each image, from the processor. By default the images share them
             equally.
         mm_encoder_outputs (`dict`, *optional*):
             `{"image": output of get_image_features}` in place of `pixel_values`: images that are already encoded, with
             at least as many visual tokens as the prompt has placeholders for.
+
+        Returns:
+            A [`CompressedLlavaCausalLMOutputWithPast`], or its entries as a tuple where `return_dict=False`.
 
         ```python
         >>> from PIL import Image

@@ -16,9 +16,10 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, torch_compilable_check
+from transformers.utils import TransformersKwargs, auto_docstring, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
+from .card_compressed_llava import CardTexts
 from .configuration_quecc_llava import QueCCLlavaConfig, check_fixed_number
 from .fitting_compressed_llava import FittedPrompt, Prompt, PromptFitting
 from .modeling_compressed_llava import (
@@ -28,6 +29,7 @@ from .modeling_compressed_llava import (
     CompressedLlavaModelOutputWithPast,
     CompressedLlavaPreTrainedModel,
     encoded_images,
+    refuse_other_features,
 )
 from .prompt_mqt_llava import ShownImage
 from .resampler_quecc_llava import QueCCLlavaResampler
@@ -109,10 +111,12 @@ class QueCCLlavaModel(QueCCLlavaPreTrainedModel, CompressedLlavaModel):
 
         Returns:
             The vision tower's output; its `pooler_output` is a list with one tensor `(visual tokens, hidden_size)` per
-            image.
+            image. Hidden states that are asked for have the whole tower's indices, with `None` for layers that are not
+            built.
 
         Raises:
-            ValueError: There is not one question for each image.
+            ValueError: There is not one question for each image, or other features are asked for than the configured
+                ones.
         """
         if query_input_ids is None or len(query_input_ids) != len(pixel_values):
             given = "is missing" if query_input_ids is None else f"has {len(query_input_ids)} rows"
@@ -132,6 +136,7 @@ class QueCCLlavaModel(QueCCLlavaPreTrainedModel, CompressedLlavaModel):
         )
 
     @can_return_tuple
+    @auto_docstring
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -146,11 +151,20 @@ class QueCCLlavaModel(QueCCLlavaPreTrainedModel, CompressedLlavaModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | CompressedLlavaModelOutputWithPast:
         r"""
-        query_input_ids, query_attention_mask (`torch.LongTensor` of shape `(num_images, query_length)`, *optional*):
+        pixel_values (`torch.Tensor` of shape `(num_images, num_channels, image_size, image_size)`, *optional*):
+            The images of all prompts, one after the other, from the processor.
+        query_input_ids (`torch.LongTensor` of shape `(num_images, query_length)`, *optional*):
             The question that each image is encoded for, from the processor. Needed along with `pixel_values`.
+        query_attention_mask (`torch.Tensor` of shape `(num_images, query_length)`, *optional*):
+            Which of `query_input_ids` are tokens (1) and which are padding (0), on either side. By default all are
+            tokens.
         mm_encoder_outputs (`dict`, *optional*):
             `{"image": output of get_image_features}` in place of `pixel_values`: images that are already encoded.
+
+        Returns:
+            A [`CompressedLlavaModelOutputWithPast`], or its entries as a tuple where `return_dict=False`.
         """
+        refuse_other_features(self.config, kwargs)
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         image_outputs = encoded_images(mm_encoder_outputs)
@@ -181,6 +195,16 @@ class QueCCLlavaForConditionalGeneration(
 
     model_class = QueCCLlavaModel
     image_inputs = ("pixel_values", "query_input_ids", "query_attention_mask")
+    card_texts = CardTexts(
+        tag="quecc-llava",
+        number_name="num_visual_tokens",
+        introduction=(
+            "QueCC-LLaVA answers questions about images with few visual tokens, here {number} per image, made for the "
+            "question that is\nasked. See\n"
+            "[Inference Optimal VLMs Need Fewer Visual Tokens and More Parameters](https://arxiv.org/abs/2411.03312)."
+        ),
+        prompt_arguments="",
+    )
 
     def get_image_features(
         self,
@@ -253,6 +277,7 @@ class QueCCLlavaForConditionalGeneration(
         return [replace(image, question=row[seen.ne(0)]) for image, row, seen in zip(images, questions, mask)]
 
     @can_return_tuple
+    @auto_docstring
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -269,10 +294,18 @@ class QueCCLlavaForConditionalGeneration(
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | CompressedLlavaCausalLMOutputWithPast:
         r"""
-        query_input_ids, query_attention_mask (`torch.LongTensor` of shape `(num_images, query_length)`, *optional*):
+        pixel_values (`torch.Tensor` of shape `(num_images, num_channels, image_size, image_size)`, *optional*):
+            The images of all prompts, one after the other, from the processor.
+        query_input_ids (`torch.LongTensor` of shape `(num_images, query_length)`, *optional*):
             The question that each image is encoded for, from the processor. Needed along with `pixel_values`.
+        query_attention_mask (`torch.Tensor` of shape `(num_images, query_length)`, *optional*):
+            Which of `query_input_ids` are tokens (1) and which are padding (0), on either side. By default all are
+            tokens.
         mm_encoder_outputs (`dict`, *optional*):
             `{"image": output of get_image_features}` in place of `pixel_values`: images that are already encoded.
+
+        Returns:
+            A [`CompressedLlavaCausalLMOutputWithPast`], or its entries as a tuple where `return_dict=False`.
 
         ```python
         >>> from PIL import Image

@@ -15,6 +15,7 @@ from .checkpoints import check_same_model, last_complete_checkpoint, load_traine
 from .collator import BudgetCollator
 from .dataset import ConversationDataset
 from .grouping import ModalityLengthSampler
+from .model_card import write_training_card
 from .parts import parameter_groups, train_parts
 
 
@@ -169,6 +170,14 @@ class MQTLlavaTrainer(Trainer):
         return {
             name: total for name, total in zip(counts, totals) if total and name not in ("records", "conversations")
         }
+
+    def create_model_card(self, **kwargs) -> None:
+        """
+        As [`~transformers.Trainer.create_model_card`], and says what the model is and how it is asked. A card that
+        somebody wrote stays as it is, in `output_dir` and on the Hub.
+        """
+        if self.is_world_process_zero():
+            write_training_card(Path(self.args.output_dir) / "README.md", self, **kwargs)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

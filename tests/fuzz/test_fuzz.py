@@ -1,0 +1,100 @@
+"""The fuzzer itself: a short run of it, and whether it sees what is wrong."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+
+from fuzz.oracle import Oracle
+from fuzz.outcomes import EITHER, REFUSED, RIGHT, Outcome, attempt
+from fuzz.planted import PLANTS, find
+from fuzz.rows import Image
+from fuzz.runner import run, run_case, summary
+from fuzz.subjects import subject
+from fuzz.surfaces import SURFACES
+
+
+SEED = 1
+CALLS = {"processor": 300, "generate": 200, "adaptive": 80, "caches": 250, "pipelines": 50, "conversion": 15}
+
+
+@pytest.mark.parametrize("surface", SURFACES)
+def test_a_short_run_finds_nothing(surface):
+    report = run(SEED, CALLS[surface], [surface])
+    assert report.num_calls >= CALLS[surface]
+    assert not report.failures, summary(report)
+
+
+@pytest.mark.parametrize("surface", SURFACES)
+def test_a_case_depends_on_its_number_alone(surface):
+    run_case(surface, SEED, 0)
+    first, again = (run_case(surface, SEED, 3) for _ in range(2))
+    assert [outcome[:2] for outcome in first[0]] == [outcome[:2] for outcome in again[0]]
+    assert [str(first[1].get(key)) for key in ("rows", "text", "change")] == [
+        str(again[1].get(key)) for key in ("rows", "text", "change")
+    ]
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=[plant.name for plant in PLANTS])
+def test_planted_bugs_are_found(plant):
+    found = find(plant, SEED, 5000)
+    assert found.failure is not None, f"not in {found.num_calls} calls"
+    assert found.is_right_without, found.failure
+
+
+def test_oracles_import_nothing_of_the_package():
+    for path in Path(__file__).parent.glob("oracle*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            assert not any("mqt_llava" in name for name in names), path
+
+
+def test_outcomes():
+    def raises(error: Exception):
+        raise error
+
+    def judge(result):
+        return Outcome("right")
+
+    def kind(error: Exception, expected: str) -> str:
+        return attempt(lambda: raises(error), judge, {"num_visual_tokens"}, expected).kind
+
+    assert kind(ValueError("`num_visual_tokens` is 0"), REFUSED) == "refused"
+    assert kind(ValueError("`num_visual_tokens` is 0"), EITHER) == "refused"
+    assert kind(ValueError("`num_visual_tokens` is 0"), RIGHT) == "wrong"
+    assert kind(ValueError("something is 0"), REFUSED) == "bad error"
+    assert kind(ValueError("`my_num_visual_tokens` is 0"), REFUSED) == "bad error"
+    assert kind(RuntimeError("`num_visual_tokens` is 0"), REFUSED) == "bad error"
+    assert attempt(lambda: 1, judge, (), REFUSED).kind == "wrong"
+    assert attempt(lambda: 1, judge, (), EITHER).kind == "right"
+
+
+@pytest.mark.parametrize("name", ["llama", "quecc"])
+def test_the_oracle_sees_every_visual_token(name):
+    """An image's last visual token, another image and another question change what the oracle says."""
+    oracle: Oracle = subject(name).oracle
+    row = [1, 5, Image(0, (1, 7)), 9]
+    number = 4
+    logits = oracle.logits(row, [number])
+    if name == "quecc":
+        others = [oracle.logits([1, 5, Image(0, (1, 8)), 9], [number])]
+    else:
+        others = [oracle.logits(row, [number - 1])]
+    others.append(oracle.logits([1, 5, Image(1, (1, 7)), 9], [number]))
+    finite = torch.isfinite(logits)
+    assert all((other - logits)[finite].abs().max() > 0.05 for other in others)
+
+
+def test_the_oracle_judges_every_token():
+    oracle = subject("llama").oracle
+    row, counts = [1, 5, Image(0, ()), 9], [4]
+    answer, _, _ = oracle.greedy(row, counts, 4)
+    assert oracle.judge(row, counts, answer, 4).kind == "right"
+    for step in range(4):
+        changed = [*answer[:step], (answer[step] + 1) % 90, *answer[step + 1 :]]
+        assert oracle.judge(row, counts, changed, 4).kind == "wrong"
+    assert oracle.judge(row, counts, answer[:3], 4).kind == "wrong"
+    assert oracle.judge(row, counts, [*answer[:2], 0, 0], 4, eos=(answer[1],)).kind == "right"
+    assert oracle.judge(row, counts, answer, 4, eos=(answer[1],)).kind == "wrong"
