@@ -85,11 +85,15 @@ def test_images_and_placeholders_must_be_as_many(ask, prompt, num_tokens, num_im
 
 
 def test_what_is_transparent_shows_the_pixels_beneath(ask, expected, tmp_path):
-    """The picture of a long list of items, whose black background the file calls transparent."""
-    case = TINY_CASES[15]
-    Image.open(case.images[0]).save(tmp_path / "transparent.png", transparency=(0, 0, 0))
-    (answer,), _ = ask([Case(case.prompt, (tmp_path / "transparent.png",), case.m)])
-    assert answer == expected["tiny"][15]
+    """The picture of a long list of items, whose black background is transparent: by its alpha, or as a colour."""
+    case, path = TINY_CASES[15], tmp_path / "transparent.png"
+    picture = Image.open(case.images[0])
+    with_alpha = picture.copy()
+    with_alpha.putalpha(picture.convert("L").point(lambda value: 255 * (value > 0)))
+    for image, options in ((with_alpha, {}), (picture, {"transparency": (0, 0, 0)})):
+        image.save(path, **options)
+        (answer,), _ = ask([Case(case.prompt, (path,), case.m)])
+        assert answer == expected["tiny"][15]
 
 
 def test_the_engines_own_default(engine, expected):
