@@ -41,7 +41,8 @@ def local_folder(
     def fetch(names: list[str]) -> Path:
         try:
             return Path(snapshot_download(name, revision=revision, allow_patterns=names))
-        except (OSError, ValueError) as error:
+        # Without a network it is an error of the HTTP library's own, which is no OSError.
+        except Exception as error:
             raise ConversionError(
                 f"{what} {name!r} is no folder, and the Hub does not give it either: {first_line(error)}"
             ) from error
@@ -57,7 +58,7 @@ def push(folder: Path, repo_id: str) -> None:
     try:
         HfApi().create_repo(repo_id, exist_ok=True)
         HfApi().upload_folder(folder_path=folder, repo_id=repo_id)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise ConversionError(
             f"--push-to-hub {repo_id!r} failed, but {folder} is finished: {first_line(error)}"
         ) from error
