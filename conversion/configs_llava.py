@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from conversion_error import ConversionError, blaming
-from input_files import check_types, read_json
+from input_files import check_types, read_json, read_optional_json
 from token_ids import SPECIAL_IDS, check_special_ids, is_unset
 from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaImageProcessorPil, PreTrainedConfig
 
@@ -49,6 +49,9 @@ def llama_config(original: dict, vocab_size: int) -> LlamaConfig:
     """The decoder's part of a config, which LLaVA's own config mixes with everything else."""
     known = LlamaConfig().to_dict().keys() | {"rope_theta", "rope_scaling"}
     known -= {"architectures", "dtype", "model_type", "transformers_version", "vocab_size"}
+    # `LlamaConfig` does not check it, and would take `true` for 1.
+    if type(original.get("rope_theta", 1.0)) not in (int, float, type(None)):
+        raise ConversionError(f"The language model's rope_theta is {original['rope_theta']!r}, but must be a number.")
     with blaming("The language model's config.json makes no valid config"):
         return LlamaConfig(vocab_size=vocab_size, **{key: value for key, value in original.items() if key in known})
 
@@ -86,7 +89,7 @@ def llava_config(
 def generation_config(folder: Path, text_config: LlamaConfig, tokenizer) -> GenerationConfig:
     """The special tokens only: sampling settings of the original would take over greedy calls."""
     file = folder / "generation_config.json"
-    original = read_json(file) if file.is_file() else {}
+    original = read_optional_json(file)
     ids = {}
     for name in SPECIAL_IDS:
         said = [original.get(name), getattr(text_config, name), getattr(tokenizer, name)]
@@ -98,15 +101,14 @@ def generation_config(folder: Path, text_config: LlamaConfig, tokenizer) -> Gene
 def llava_image_processor(original: dict, vision_folder: Path | None, image_size: int) -> LlavaImageProcessorPil:
     """The image processor, with the vision tower's own preprocessing where its folder says what that is."""
     settings = {"size": {"shortest_edge": image_size}, "crop_size": {"height": image_size, "width": image_size}}
-    if vision_folder is not None and (vision_folder / "preprocessor_config.json").is_file():
-        saved = read_json(vision_folder / "preprocessor_config.json")
+    if vision_folder is not None:
+        file = vision_folder / "preprocessor_config.json"
+        saved = read_optional_json(file)
         settings |= {name: saved[name] for name in PIXEL_SETTINGS if name in saved}
-        check_types(settings, PIXEL_SETTINGS, vision_folder / "preprocessor_config.json")
+        check_types(settings, PIXEL_SETTINGS, file)
         for name in ("image_mean", "image_std"):
             numbers = settings.get(name, [0.5] * 3)
             if len(numbers) != 3 or any(type(number) not in (int, float) for number in numbers):
-                raise ConversionError(
-                    f"{vision_folder / 'preprocessor_config.json'}: {name} is {numbers!r}, but must be three numbers."
-                )
+                raise ConversionError(f"{file}: {name} is {numbers!r}, but must be three numbers.")
     with blaming("The vision tower's preprocessor_config.json makes no valid image processor"):
         return LlavaImageProcessorPil(**settings, do_pad=original.get("image_aspect_ratio") == "pad")

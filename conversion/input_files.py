@@ -1,6 +1,7 @@
 """Files as they are found on disks: JSON that may hold anything, and pointers that stand where a file should be."""
 
 import json
+import os
 from pathlib import Path
 
 from conversion_error import ConversionError
@@ -18,6 +19,8 @@ def read_json(file: Path) -> dict:
         refuse_lfs_pointer(file)
         content = json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse_constant)
     except FileNotFoundError:
+        if file.is_symlink():
+            raise ConversionError(f"{file} is a link to a file that is not there.") from None
         raise ConversionError(f"There is no {file.name} in {file.parent}.") from None
     except ConversionError:
         raise
@@ -28,6 +31,11 @@ def read_json(file: Path) -> dict:
     if not isinstance(content, dict):
         raise ConversionError(f"{file} is not a JSON object.")
     return content
+
+
+def read_optional_json(file: Path) -> dict:
+    """As `read_json`, and empty if nothing has the file's name. What has it and cannot be read is no missing file."""
+    return read_json(file) if os.path.lexists(file) else {}
 
 
 def check_types(content: dict, types: dict[str, tuple[type, ...]], file: Path) -> None:

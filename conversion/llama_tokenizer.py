@@ -9,7 +9,7 @@ Serving engines run the tokenizer themselves, so both rules must be in the file.
 from pathlib import Path
 
 from conversion_error import ConversionError, blaming
-from input_files import check_types, read_json, refuse_lfs_pointer
+from input_files import check_types, read_optional_json, refuse_lfs_pointer
 from sentencepiece import SentencePieceProcessor
 from token_ids import check_vocabulary
 from tokenizers import Regex, Tokenizer, normalizers
@@ -51,7 +51,7 @@ def convert_llama_tokenizer(folder: Path, vocab_size: int) -> TokenizersBackend:
         with blaming(f"{files[0]} is not a readable SentencePiece model"):
             SentencePieceProcessor(model_file=str(files[0]))
     config_file = folder / "tokenizer_config.json"
-    config = read_json(config_file) if config_file.is_file() else {}
+    config = read_optional_json(config_file)
     check_types(config, SETTINGS, config_file)
     # What a file does not say is what it was when the originals were trained: `legacy` and BOS. Today's defaults are
     # the opposite.

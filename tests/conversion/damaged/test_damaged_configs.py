@@ -28,6 +28,7 @@ DEEP = '{"a":' + "[" * 100_000
         ("num_key_value_heads", 3),
         ("rms_norm_eps", "1e-5"),
         ("rope_theta", "10000"),
+        ("rope_theta", True),
         ("rope_scaling", {"type": "surprise", "factor": 2.0}),
         ("rope_scaling", [1]),
         ("hidden_act", "surprise"),
@@ -112,6 +113,19 @@ def test_a_million_layers_are_refused_at_once(original, refused, what):
 def test_json_files_that_are_none(original, refused, file, text):
     original.write(file, text)
     assert f"{file} is " in refused(original.folder)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["generation_config.json", "tokenizer_config.json", "openai-clip-tiny/preprocessor_config.json"],
+)
+def test_optional_files_that_cannot_be_read_are_not_missing_files(original, refused, file):
+    (original.folder / file).unlink()
+    (original.folder / file).symlink_to("nowhere")
+    assert f"{file} is a link to a file that is not there" in refused(original.folder)
+    (original.folder / file).unlink()
+    (original.folder / file).mkdir()
+    assert f"{file} is not readable as JSON" in refused(original.folder)
 
 
 @pytest.mark.parametrize("text", ["", "null", DEEP, POINTER, b"\xff"])
