@@ -8,7 +8,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaImageProcessorPil
 from vision_tower import num_layers_used
 
 from mqt_llava import MQTLlavaConfig, MQTLlavaProcessor
-from mqt_llava.configuration_mqt_llava import check_num_visual_tokens
+from mqt_llava.numbers_compressed_llava import check_num_visual_tokens
 from mqt_llava.processing_compressed_llava import V1_CHAT_TEMPLATE
 
 

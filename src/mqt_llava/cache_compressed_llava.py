@@ -12,7 +12,7 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-from .prompt_mqt_llava import ShownImage
+from .prompt_compressed_llava import ShownImage
 
 
 @dataclass

@@ -1,11 +1,11 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
 """Configuration of a LLaVA that has a compressor between vision tower and decoder: what all of them share."""
 
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
-from transformers.utils import is_numpy_array
+
+from .numbers_compressed_llava import check_integer
 
 
 class CompressedLlavaConfig(PreTrainedConfig):
@@ -98,17 +98,3 @@ class CompressedLlavaConfig(PreTrainedConfig):
         # pipeline asks one of them, `AutoModel` users another, and serving engines a third.
         self.auto_map = dict(self.remote_classes)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-
-
-def plain_numbers(value: Any) -> Any:
-    """Arrays and tensors of numbers as integers or lists; all else as it is."""
-    return value.tolist() if isinstance(value, torch.Tensor) or is_numpy_array(value) else value
-
-
-def check_integer(value, name: str) -> None:
-    """
-    Raises:
-        TypeError: It is none, or a boolean.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"`{name}` is {value!r}, but must be an integer.")

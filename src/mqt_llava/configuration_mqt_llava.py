@@ -1,13 +1,12 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
-"""Configuration of MQT-LLaVA, and the one check of `num_visual_tokens` that everything else uses."""
+"""Configuration of MQT-LLaVA."""
 
 import math
-import operator
 from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
-from .configuration_compressed_llava import CompressedLlavaConfig, plain_numbers
+from .configuration_compressed_llava import CompressedLlavaConfig
 
 
 class MQTLlavaConfig(CompressedLlavaConfig):
@@ -74,53 +73,6 @@ def check_max_visual_tokens(value: Any) -> None:
             f"`max_visual_tokens` is {value!r}, but the query tokens stand on a square raster: it must be a square "
             "number such as 16, 64 or 256."
         )
-
-
-def check_num_visual_tokens(
-    value: Any, max_visual_tokens: int, num_images: int | None = None, name: str = "num_visual_tokens"
-) -> list[int]:
-    """
-    Checks a number of visual tokens, given for all images or one by one, and spells it out per image.
-
-    Args:
-        value: An integer (Python's, NumPy's, a 0-D tensor) or a list, tuple, 1-D array or tensor, one per image.
-        max_visual_tokens: M, the most that is allowed.
-        num_images: How many images there are. `None`: one, for checking a default.
-        name: What the argument is called in the error.
-
-    Returns:
-        One integer per image.
-
-    Raises:
-        TypeError: Something else than integers (booleans are not integers here).
-        ValueError: An integer outside 1..M, or a list that does not have one entry per image.
-    """
-    allowed = f"an integer in 1..{max_visual_tokens}"
-    if num_images is not None:
-        allowed += ", or a list with one such integer per image"
-
-    def check_one(number) -> int:
-        try:
-            if isinstance(number, bool):
-                raise TypeError
-            # Integers as they are: `operator.index` would tie a compiled graph to this number.
-            number = number if isinstance(number, int) else operator.index(number)
-        except TypeError:
-            raise TypeError(f"`{name}` is {value!r}, but must be {allowed}.") from None
-        if not 1 <= number <= max_visual_tokens:
-            raise ValueError(f"`{name}` is {value!r}, but must be {allowed}.")
-        return number
-
-    value = plain_numbers(value)
-    if not isinstance(value, (list, tuple)):
-        return [check_one(value)] * (1 if num_images is None else num_images)
-    if num_images is None:
-        raise TypeError(f"`{name}` is {value!r}, but a default must be an integer in 1..{max_visual_tokens}.")
-    if len(value) != num_images:
-        raise ValueError(
-            f"`{name}` has {len(value)} entries for {num_images} image{'s'[: num_images != 1]}, but must be {allowed}."
-        )
-    return [check_one(number) for number in value]
 
 
 MQTLlavaConfig.register_for_auto_class()

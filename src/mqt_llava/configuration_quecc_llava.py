@@ -5,7 +5,8 @@ from dataclasses import field
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
-from .configuration_compressed_llava import CompressedLlavaConfig, check_integer, plain_numbers
+from .configuration_compressed_llava import CompressedLlavaConfig
+from .numbers_compressed_llava import check_integer, plain_numbers
 
 
 class QueCCLlavaConfig(CompressedLlavaConfig):

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from .cache_compressed_llava import CachedPrompts
-from .configuration_mqt_llava import check_num_visual_tokens
-from .prompt_mqt_llava import ShownImage, visual_tokens_per_image
+from .numbers_compressed_llava import check_num_visual_tokens
+from .prompt_compressed_llava import ShownImage, visual_tokens_per_image
 
 
 @dataclass

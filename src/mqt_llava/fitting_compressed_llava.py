@@ -19,8 +19,6 @@ from .cache_compressed_llava import (
     recall_prompts,
     remember_prompts,
 )
-from .configuration_compressed_llava import plain_numbers
-from .configuration_mqt_llava import check_num_visual_tokens
 from .continuation_compressed_llava import (
     cached_images,
     images_of_conversations,
@@ -30,7 +28,8 @@ from .continuation_compressed_llava import (
     unread_parts,
 )
 from .modeling_compressed_llava import encoded_images
-from .prompt_mqt_llava import (
+from .numbers_compressed_llava import check_num_visual_tokens, plain_numbers
+from .prompt_compressed_llava import (
     ShownImage,
     hide_placeholders,
     images_per_row,
@@ -224,7 +223,8 @@ class PromptFitting:
 
     def _fit_fresh(self, prompt: Prompt, config, num_visual_tokens, kwargs: dict) -> FittedPrompt:
         """Without anything in a cache."""
-        if not prompt.images and prompt.ids is not None and prompt.placeholders.any():
+        is_embedded = kwargs.get("inputs_embeds") is not None
+        if not prompt.images and not is_embedded and prompt.placeholders.any():
             raise ValueError(
                 f"The prompt has {int(prompt.placeholders.sum())} image tokens, but the images of the prompt are "
                 "missing: pass `pixel_values` or `mm_encoder_outputs`."
@@ -237,11 +237,11 @@ class PromptFitting:
         images = [image.at(count) for image, count in zip(prompt.images, made)]
         asked = numbers_asked_for(num_visual_tokens, images, self.most_visual_tokens)
         fitted = FittedPrompt(prompt.ids)
-        if kwargs.get("inputs_embeds") is not None:
+        if is_embedded:
             check_not_resized(made, num_visual_tokens, asked, "inputs_embeds")
         if asked != made or not is_padded_on_the_left(prompt.mask):
             fitted.ids = self._resize_prompt(prompt, made, asked, config, kwargs)
-        if kwargs.get("inputs_embeds") is None and fitted.ids is not None:
+        if not is_embedded and fitted.ids is not None:
             mask = prompt.mask if fitted.ids is prompt.ids else kwargs["attention_mask"]
             placeholders = self.model.get_placeholder_mask(fitted.ids, None)
             rows = images_per_row(placeholders, [image.at(count) for image, count in zip(images, asked)])

@@ -9,10 +9,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .adaptive_mqt_llava import AdaptiveBudget, read_budget
 from .cache_compressed_llava import CachedPrompts, VisualTokenCache
 from .climb_mqt_llava import can_reuse, climb, merge_states, split_prompts
-from .configuration_compressed_llava import plain_numbers
 from .fitting_compressed_llava import FittedPrompt, Prompt, PromptFitting, cut_visual_tokens
 from .modeling_compressed_llava import encoded_images
-from .prompt_mqt_llava import images_per_row, num_copies, visual_tokens_per_image
+from .numbers_compressed_llava import plain_numbers
+from .prompt_compressed_llava import images_per_row, num_copies, visual_tokens_per_image
 
 
 class MQTLlavaGenerationMixin(PromptFitting):

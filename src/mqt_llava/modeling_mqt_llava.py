@@ -18,7 +18,7 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
 from .card_compressed_llava import CardTexts
-from .configuration_mqt_llava import MQTLlavaConfig, check_num_visual_tokens
+from .configuration_mqt_llava import MQTLlavaConfig
 from .fitting_compressed_llava import cut_visual_tokens
 from .generation_mqt_llava import MQTLlavaGenerationMixin
 from .modeling_compressed_llava import (
@@ -30,7 +30,8 @@ from .modeling_compressed_llava import (
     encoded_images,
     refuse_other_features,
 )
-from .prompt_mqt_llava import visual_tokens_per_image
+from .numbers_compressed_llava import check_num_visual_tokens
+from .prompt_compressed_llava import visual_tokens_per_image
 from .resampler_mqt_llava import MQTLlavaResampler, sine_cosine_positions
 
 

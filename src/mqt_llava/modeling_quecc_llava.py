@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -31,7 +31,7 @@ from .modeling_compressed_llava import (
     encoded_images,
     refuse_other_features,
 )
-from .prompt_mqt_llava import ShownImage
+from .prompt_compressed_llava import ShownImage
 from .resampler_quecc_llava import QueCCLlavaResampler
 
 
@@ -189,7 +189,7 @@ class QueCCLlavaModel(QueCCLlavaPreTrainedModel, CompressedLlavaModel):
 
 
 class QueCCLlavaForConditionalGeneration(
-    PromptFitting, QueCCLlavaPreTrainedModel, CompressedLlavaForConditionalGeneration
+    PromptFitting, QueCCLlavaPreTrainedModel, CompressedLlavaForConditionalGeneration, GenerationMixin
 ):
     """QueCC-LLaVA with its language model head: answers questions about images that were encoded for them."""
 

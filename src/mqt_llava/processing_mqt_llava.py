@@ -7,7 +7,8 @@ from transformers import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs
 
-from .configuration_mqt_llava import check_max_visual_tokens, check_num_visual_tokens
+from .configuration_mqt_llava import check_max_visual_tokens
+from .numbers_compressed_llava import check_num_visual_tokens
 from .processing_compressed_llava import V1_CHAT_TEMPLATE, CompressedLlavaProcessor
 
 

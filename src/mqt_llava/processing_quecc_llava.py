@@ -9,8 +9,8 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs
 from transformers.tokenization_utils_base import TextInput
 
-from .configuration_compressed_llava import check_integer
 from .configuration_quecc_llava import check_fixed_number
+from .numbers_compressed_llava import check_integer
 from .processing_compressed_llava import (
     TYPED_TOKEN_MARKS,
     V1_CHAT_TEMPLATE,

@@ -6,7 +6,7 @@ comes out right once the bug is taken away.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 from unittest import mock
 
@@ -14,6 +14,7 @@ import PIL.Image
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from mqt_llava import fitting_compressed_llava as fitting
 from mqt_llava import generation_mqt_llava, processing_compressed_llava
 
 from .runner import Failure, quiet, run, run_case
@@ -46,6 +47,41 @@ def reuse_by_the_first_image() -> AbstractContextManager:
         )
 
     return mock.patch.object(generation_mqt_llava, "can_reuse", can_reuse)
+
+
+def compare_numbers_alone() -> AbstractContextManager:
+    """Of a cache the numbers of visual tokens are compared, but not which columns of the prompt it holds."""
+
+    def fit_to_cache(self, prompt, known, config, num_visual_tokens, kwargs):
+        cached_rows = [[image.num_visual_tokens for image in row] for row in known.images]
+        if len(cached_rows) != len(prompt.ids):
+            cached_rows = [[] for _ in prompt.ids]
+        images = fitting.images_of_conversations(
+            prompt.placeholders, prompt.images, cached_rows, self.most_visual_tokens, prompt.counts
+        )
+        made = [image.num_visual_tokens for image in images]
+        asked = fitting.numbers_asked_for(num_visual_tokens, images, self.most_visual_tokens)
+        ids, mask = prompt.ids, prompt.mask
+        if asked != made:
+            ids = self._resize_prompt(prompt, made, asked, config, kwargs)
+            mask = kwargs["attention_mask"]
+        placeholders, past_length = ids == self.config.image_token_id, kwargs["past_key_values"].get_seq_length()
+        rows = fitting.images_per_row(placeholders, [image.at(number) for image, number in zip(images, asked)])
+        parts, index = [], 0
+        for row, seen in zip(rows, placeholders[:, :past_length].sum(-1).tolist()):
+            for image in row:
+                seen -= image.num_visual_tokens
+                if seen < 0:
+                    parts.append((index if image.is_passed else None, 0, image.num_visual_tokens))
+                index += image.is_passed
+        if [
+            [image.num_visual_tokens for image in row][: len(old)] for row, old in zip(rows, cached_rows)
+        ] != cached_rows:
+            raise ValueError("`past_key_values` holds images at other numbers of visual tokens.")
+        self._pass_images(parts, kwargs)
+        return fitting.FittedPrompt(ids, fitting.CachedPrompts(ids, mask.ne(0), rows, ids.shape[1]))
+
+    return mock.patch.object(fitting.PromptFitting, "_fit_to_cache", fit_to_cache)
 
 
 def transparency_on_white() -> AbstractContextManager:
@@ -101,7 +137,7 @@ def padded_and_made_again(failure: Failure) -> bool:
     )
 
 
-# The three of caches are still in the code: nothing has to be done to plant them.
+# The three of caches are one bug that shows in three ways.
 PLANTS = (
     Plant(
         "adaptive: reuse is decided by what follows the first image",
@@ -109,9 +145,14 @@ PLANTS = (
         reuse_by_the_first_image,
         lambda failure: has_traits(failure, "the last of several images ends its prompt"),
     ),
-    Plant("caches: an adaptive first turn with extra padding", "caches", nullcontext, padded_adaptive_turn),
-    Plant("caches: a shorter answer masked in mid-row", "caches", nullcontext, answer_masked_in_mid_row),
-    Plant("caches: extra padding, then made at another number", "caches", nullcontext, padded_and_made_again),
+    Plant("caches: an adaptive first turn with extra padding", "caches", compare_numbers_alone, padded_adaptive_turn),
+    Plant("caches: a shorter answer masked in mid-row", "caches", compare_numbers_alone, answer_masked_in_mid_row),
+    Plant(
+        "caches: extra padding, then made at another number",
+        "caches",
+        compare_numbers_alone,
+        padded_and_made_again,
+    ),
     Plant(
         "processor: transparency composited on white",
         "processor",

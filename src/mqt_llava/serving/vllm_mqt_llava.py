@@ -24,9 +24,9 @@ from vllm.model_executor.models.transformers.multimodal import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import MultiModalDataParser
 
-from ..configuration_mqt_llava import check_num_visual_tokens
 from ..images_compressed_llava import to_rgb
 from ..modeling_compressed_llava import NEVER
+from ..numbers_compressed_llava import check_num_visual_tokens
 
 
 if TYPE_CHECKING:

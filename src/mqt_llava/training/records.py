@@ -85,6 +85,8 @@ def read_record(row: dict, image_folder: Path | None = None) -> Record:
         images = [block["image"] for block in blocks]
     elif len(images) != len(blocks):
         raise RecordError(f"the messages show {len(blocks)} images, but it has {len(images)}")
+    if any("num_visual_tokens" in block for message in messages for block in message["content"]):
+        raise RecordError("a block has `num_visual_tokens`, but in training the budget sampler chooses the number")
     for block in blocks:
         block.pop("image", None)  # an image is loaded from one place
     images = [_locate(image, image_folder) for image in images]

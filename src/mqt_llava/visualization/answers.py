@@ -8,8 +8,8 @@ from PIL import Image
 from transformers import ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..configuration_mqt_llava import check_num_visual_tokens
 from ..modeling_mqt_llava import MQTLlavaForConditionalGeneration
+from ..numbers_compressed_llava import check_num_visual_tokens
 
 
 @dataclass

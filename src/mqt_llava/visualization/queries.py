@@ -5,8 +5,8 @@ image, and these maps are properties of a checkpoint.
 
 import torch
 
-from ..configuration_mqt_llava import check_num_visual_tokens
 from ..modeling_mqt_llava import MQTLlavaForConditionalGeneration
+from ..numbers_compressed_llava import check_num_visual_tokens
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from .configuration_mqt_llava import check_num_visual_tokens
+from .numbers_compressed_llava import check_num_visual_tokens
 
 
 @dataclass
