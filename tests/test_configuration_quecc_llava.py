@@ -52,6 +52,8 @@ def test_saving_and_loading(context, tmp_path):
         "AutoConfig": "configuration_quecc_llava.QueCCLlavaConfig",
         "AutoModel": "modeling_quecc_llava.QueCCLlavaModel",
         "AutoModelForImageTextToText": "modeling_quecc_llava.QueCCLlavaForConditionalGeneration",
+        "AutoModelForMultimodalLM": "modeling_quecc_llava.QueCCLlavaForConditionalGeneration",
+        "AutoModelForPreTraining": "modeling_quecc_llava.QueCCLlavaForConditionalGeneration",
     }
 
 
