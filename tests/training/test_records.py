@@ -200,6 +200,10 @@ def test_images_lie_in_the_folder():
         (llava("<image>What?", "A desk.", image=["a.jpg", "b.jpg"]), "the messages show 1 images, but it has 2"),
         (chat([IMAGE, IMAGE, text("a")], "b", images=["a.jpg"]), "the messages show 2 images, but it has 1"),
         (chat([IMAGE, text("a")], "b"), "the messages show 1 images, but it has 0"),
+        (
+            chat([{**IMAGE, "image": "a", "num_visual_tokens": 4}], "b"),
+            "`num_visual_tokens`, but in training the budget",
+        ),
         (chat([IMAGE, {**IMAGE, "image": "a"}], "b"), "the messages show 2 images, but it has 0"),
     ],
 )
