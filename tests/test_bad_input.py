@@ -344,6 +344,12 @@ def test_array_that_is_no_image(processor, shape):
         processor(images=np.zeros(shape, np.uint8), text=PROMPT)
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 5), (5, 5)], ids=str)
+def test_sparse_tensor(processor, shape):
+    with raises(TypeError, "images[0] is a tensor of layout torch.sparse_coo, but must be dense"):
+        processor(images=torch.zeros(shape, dtype=torch.uint8).to_sparse())
+
+
 @pytest.mark.parametrize(
     "image",
     [

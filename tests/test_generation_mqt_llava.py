@@ -245,6 +245,13 @@ def test_assisted_decoding(tiny_model, pixel_values, assistant):
     assert torch.equal(generate(tiny_model, inputs, prompt_lookup_num_tokens=2, max_new_tokens=12), expected)
 
 
+def test_prompt_lookup_that_guesses_placeholders(tiny_model, pixel_values):
+    """What followed the prompt's last token in the prompt is an image."""
+    inputs = {**prompt_rows([[1, 11, "image", 12, 11]], [4]), "pixel_values": pixel_values[:1]}
+    expected = generate(tiny_model, inputs, max_new_tokens=12)
+    assert torch.equal(generate(tiny_model, inputs, prompt_lookup_num_tokens=3, max_new_tokens=12), expected)
+
+
 @pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.20"), reason="drops the images of a chunked prompt of any model"
 )

@@ -163,6 +163,20 @@ class PromptFitting:
         if not is_passed and type(made) is DynamicCache:
             model_kwargs["past_key_values"] = VisualTokenCache.from_dynamic(made)
 
+    def prepare_inputs_for_generation(self, *args, **kwargs) -> dict:
+        """
+        As transformers does it, but for guesses. Prompt lookup guesses that what followed in the prompt follows again,
+        be it placeholders: no answer holds any, and there are no visual tokens for them.
+        """
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        image_outputs, ids = encoded_images(inputs.get("mm_encoder_outputs")), inputs.get("input_ids")
+        if image_outputs is not None and ids is not None and len(ids) == 1:
+            num_visual_tokens = sum(map(len, image_outputs.pooler_output))
+            is_placeholder = ids == self.config.image_token_id
+            is_guess = is_placeholder & (is_placeholder.cumsum(-1) > num_visual_tokens)
+            inputs["input_ids"] = ids.masked_fill(is_guess, 0)
+        return inputs
+
     def _read_prompt(self, ids: torch.Tensor | None, config: GenerationConfig, kwargs: dict) -> Prompt:
         """What is passed to `generate`, checked; takes the counts out of `kwargs`."""
         cache, pixel_values = kwargs.get("past_key_values"), kwargs.get("pixel_values")

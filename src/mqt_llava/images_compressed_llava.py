@@ -105,6 +105,10 @@ def naming_image(index: int):
 
 def array_to_image(image: Any, index: int, data_format: str | None) -> PIL.Image.Image:
     name = f"images[{index}] is an array of shape {tuple(image.shape)} and type {image.dtype}"
+    if isinstance(image, torch.Tensor) and image.layout != torch.strided:
+        raise TypeError(
+            f"images[{index}] is a tensor of layout {image.layout}, but must be dense: pass `.to_dense()`."
+        )
     with naming_image(index):
         # The copy is for read-only arrays and for those that count backwards, as BGR turned into RGB does.
         pixels = image.detach().cpu() if isinstance(image, torch.Tensor) else torch.from_numpy(image.copy())
