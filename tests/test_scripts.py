@@ -26,7 +26,7 @@ SCRIPTS = [
     path
     for pattern in ("*.py", "serve/*.py")
     for path in sorted((REPOSITORY / "examples").glob(pattern))
-    if "argparse.ArgumentParser" in path.read_text() and path.name != "converse.py"
+    if "argparse.ArgumentParser" in path.read_text()
 ]
 
 

@@ -5,9 +5,10 @@ Prompts fitted to what `generate` is asked for: to numbers of visual tokens, and
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import wraps
 
 import torch
-from transformers import Cache, DynamicCache, GenerationConfig
+from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
@@ -163,6 +164,7 @@ class PromptFitting:
         if not is_passed and type(made) is DynamicCache:
             model_kwargs["past_key_values"] = VisualTokenCache.from_dynamic(made)
 
+    @wraps(GenerationMixin.prepare_inputs_for_generation)  # whose signature transformers looks at
     def prepare_inputs_for_generation(self, *args, **kwargs) -> dict:
         """
         As transformers does it, but for guesses. Prompt lookup guesses that what followed in the prompt follows again,

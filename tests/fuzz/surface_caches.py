@@ -271,6 +271,8 @@ def next_turn(rng: Random, subject: Subject, talk: Conversation, log: dict) -> I
         passed = "new" if layout == "new tokens" or rng.random() < 0.4 else "all"
     if passed != "all" and wanted != talk.made and layout != "new tokens" and new_images:
         wanted = talk.made if rng.random() < 0.5 else wanted
+    if passed == "new" and layout != "new tokens":  # whose numbers alone can be asked for; the others are as made
+        wanted = [m[:n] + w[n:] for m, w, n in zip(talk.made, wanted, num_old)]
     turn["passed"] = passed
     shown = {"all": talk.images, "new": new_images, "none": []}[passed]
     shown_made = {"all": flat(talk.made), "new": flat([m[n:] for m, n in zip(talk.made, num_old)]), "none": []}[passed]
@@ -290,7 +292,8 @@ def next_turn(rng: Random, subject: Subject, talk: Conversation, log: dict) -> I
         if flat(wanted) != flat(numbers_now) or rng.random() < 0.5:
             if passed == "new" and len(set(flat(wanted))) == 1:
                 asked_for = wanted
-            kwargs["num_visual_tokens"] = in_any_form(rng, flat(asked_for))
+            is_of_all = passed != "new" or asked_for is wanted  # else one number would be taken for all images
+            kwargs["num_visual_tokens"] = in_any_form(rng, flat(asked_for)) if is_of_all else flat(asked_for)
     turn.update(rows=copy.deepcopy(talk.rows), made=talk.made, wanted=wanted, cached=talk.cached)
     turn["asked"] = kwargs.get("num_visual_tokens")
     kwargs["past_key_values"] = talk.cache

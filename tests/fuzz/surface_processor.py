@@ -190,16 +190,18 @@ def check(tested, inputs, texts, counts, colours, side, questions: list[str] | N
     wanted = {"input_ids": ids, "attention_mask": mask}
     if colours and questions is None:
         wanted["visual_token_counts"] = counts
-    if colours and questions is not None:
-        asked = [tested.tokenizer(question)["input_ids"] for question in questions]
-        names = ("query_input_ids", "query_attention_mask")
-        wanted |= dict(zip(names, padded(asked, tested.tokenizer.padding_side, tested.tokenizer.pad_token_id)))
-    if set(inputs) != {*wanted, *(["pixel_values"] if colours else [])}:
+    query_names = ("query_input_ids", "query_attention_mask") if colours and questions is not None else ()
+    if set(inputs) != {*wanted, *query_names, *(["pixel_values"] if colours else [])}:
         return wrong(f"the keys are {sorted(inputs)}")
     for name, value in wanted.items():
         actual = as_list(inputs[name])
         if actual != value:
             return wrong(f"`{name}` is {str(actual)[:300]}, but should be {str(value)[:300]}")
+    if query_names:  # what is masked may be anything
+        asked = [tested.tokenizer(question)["input_ids"] for question in questions]
+        ids, mask = (as_list(inputs[name]) for name in query_names)
+        if [[token for token, is_seen in zip(*row) if is_seen] for row in zip(ids, mask)] != asked:
+            return wrong(f"`query_input_ids` is {str(ids)[:300]}, but should hold {str(asked)[:300]}")
     for index, picture in enumerate(colours):
         actual = torch.as_tensor(np.asarray(inputs["pixel_values"][index])).float()
         if actual.shape != (3, SIDE, SIDE):
