@@ -42,7 +42,7 @@ class Conversation:
         self.model, self.processor, self.num_visual_tokens = model, processor, num_visual_tokens
         self.messages = [{"role": "user", "content": [{"type": "image", "image": image}]}]
         self.encoded = None
-        self.cache = VisualTokenCache(config=model.config.get_text_config(decoder=True))
+        self.cache = VisualTokenCache(config=model.config)
 
     def ask(self, question: str, max_new_tokens: int = 80) -> str:
         if len(self.messages) > 1:
