@@ -229,10 +229,8 @@ def try_processor(processor: ProcessorMixin, config: PreTrainedConfig) -> None:
 
 def check_free_space(folder: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> None:
     """Says so before an hour of work, and not after it, when the weights will not fit."""
-    needed, free = (
-        sum(torch.Size(shape).numel() for shape in shapes.values()) * dtype.itemsize,
-        shutil.disk_usage(folder).free,
-    )
+    needed = sum(torch.Size(shape).numel() for shape in shapes.values()) * dtype.itemsize
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise ConversionError(
             f"The disk of {folder.parent} is too full: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free."
@@ -261,7 +259,7 @@ def parse_arguments(kind: CheckpointKind, description: str, argv: list[str] | No
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace an output folder that a conversion wrote once the new one is finished",
+        help="replace an output folder that a conversion wrote, once the new one is finished",
     )
     parser.add_argument(
         "--check",

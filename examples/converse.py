@@ -42,7 +42,7 @@ class Conversation:
         self.model, self.processor, self.num_visual_tokens = model, processor, num_visual_tokens
         self.messages = [{"role": "user", "content": [{"type": "image", "image": image}]}]
         self.encoded = None
-        self.cache = VisualTokenCache(config=model.config.get_text_config(decoder=True))
+        self.cache = VisualTokenCache(config=model.config)
 
     def ask(self, question: str, max_new_tokens: int = 80) -> str:
         if len(self.messages) > 1:
@@ -82,15 +82,20 @@ def main():
 
     model = MQTLlavaForConditionalGeneration.from_pretrained(args.model)
     processor = AutoProcessor.from_pretrained(args.model)
+    most = processor.max_visual_tokens
+    if not 1 <= args.num_visual_tokens <= most:
+        parser.error(f"--num-visual-tokens is {args.num_visual_tokens}, but this model has 1 to {most}")
     conversation = Conversation(model, processor, Image.open(args.image), args.num_visual_tokens)
     for line in EXAMPLE.splitlines() if args.example else sys.stdin:
         line = line.strip()
         if not line:
             break
-        if line.isdecimal():
+        if not line.isdecimal():
+            print(f"{conversation.num_visual_tokens:>3} visual tokens  {line}  {conversation.ask(line)}", flush=True)
+        elif 1 <= int(line) <= most:
             conversation.num_visual_tokens = int(line)
         else:
-            print(f"{conversation.num_visual_tokens:>3} visual tokens  {line}  {conversation.ask(line)}", flush=True)
+            print(f"This model has 1 to {most} visual tokens.", flush=True)
 
 
 if __name__ == "__main__":

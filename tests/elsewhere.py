@@ -7,26 +7,25 @@ import sys
 from pathlib import Path
 
 
-LOAD = """
-import json, sys
-import numpy as np
-import torch
-from PIL import Image
-
-folder, resaved, is_blocked, asked = sys.argv[1], sys.argv[2], sys.argv[3] == "blocked", json.loads(sys.argv[4])
+BLOCK = """
+import sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "mqt_llava":
             raise ModuleNotFoundError(name)
 
-if is_blocked:
-    sys.meta_path.insert(0, Blocker())
-else:
-    import mqt_llava
+sys.meta_path.insert(0, Blocker())
+"""
 
+LOAD = """
+import json, sys
+import numpy as np
+import torch
+from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
 
+folder, resaved, asked = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 torch.set_num_threads(1)
 trust = {"trust_remote_code": True}
 config = AutoConfig.from_pretrained(folder, **trust)
@@ -68,20 +67,9 @@ def load_elsewhere(
         environment: Variables by which the process reaches a Hub; by default it reaches none.
     """
     environment = {"HF_MODULES_CACHE": str(resaved.parent / "modules"), **(environment or {"HF_HUB_OFFLINE": "1"})}
-    arguments = [str(folder), str(resaved), package, json.dumps(asked)]
-    return json.loads(run_python(LOAD, *arguments, python=python, environment=environment, folder=resaved.parent))
-
-
-BLOCK = """
-import sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "mqt_llava":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Blocker())
-"""
+    code = (BLOCK if package == "blocked" else "import mqt_llava\n") + LOAD
+    arguments = [str(folder), str(resaved), json.dumps(asked)]
+    return json.loads(run_python(code, *arguments, python=python, environment=environment, folder=resaved.parent))
 
 
 def run_python(code: str, *arguments: str, environment: dict, folder: Path, python=sys.executable) -> str:

@@ -70,3 +70,17 @@ def test_the_script_is_a_conversation(example, is_typed):
     output = subprocess.run(command, check=True, capture_output=True, text=True, input=typed).stdout.splitlines()
     assert [line.split()[0] for line in output] == ["1", "4", "16", "16"]
     assert output[2].endswith("What is in the top left?  sneaker")
+
+
+def test_a_number_that_the_model_does_not_have_ends_nothing(example, monkeypatch, capsys):
+    picture = str(REPOSITORY / "examples/images/mosaic_0.png")
+    monkeypatch.setattr(sys, "argv", ["converse.py", picture])
+    monkeypatch.setattr(sys, "stdin", ["17\n", "0\n", "What is in the top left?\n"])
+    example.main()
+    *refused, answer = capsys.readouterr().out.splitlines()
+    assert refused == ["This model has 1 to 16 visual tokens."] * 2
+    assert answer.split()[0] == "16" and answer.endswith("sneaker")
+    monkeypatch.setattr(sys, "argv", ["converse.py", picture, "--num-visual-tokens", "17"])
+    with pytest.raises(SystemExit):
+        example.main()
+    assert "--num-visual-tokens is 17, but this model has 1 to 16" in capsys.readouterr().err

@@ -40,7 +40,6 @@ EMBEDDED_CHECKPOINT = Path(__file__).parent / "mqt-llava-tiny"  # a small one, w
 __all__ = [
     "EMBEDDED_CHECKPOINT",
     "AdaptiveBudget",
-    "VisualTokenCache",
     "MQTLlavaConfig",
     "MQTLlavaForConditionalGeneration",
     "MQTLlavaModel",
@@ -51,4 +50,5 @@ __all__ = [
     "QueCCLlavaModel",
     "QueCCLlavaPreTrainedModel",
     "QueCCLlavaProcessor",
+    "VisualTokenCache",
 ]

@@ -93,10 +93,8 @@ def usage(texts: CardTexts, repo_id: str, number: int, loading: str = LOADING) -
 
 def metadata(texts: CardTexts, base_model: list[str]) -> dict:
     """What the Hub reads of a card."""
-    base_model = {"base_model": base_model} if base_model else {}
-    return {
-        "library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": [texts.tag], **base_model,
-    }  # fmt: skip
+    known = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": [texts.tag]}
+    return {**known, "base_model": base_model} if base_model else known
 
 
 def base_models(config: PreTrainedConfig, repo_id: str) -> list[str]:
@@ -109,6 +107,7 @@ def base_models(config: PreTrainedConfig, repo_id: str) -> list[str]:
 
 
 def is_hub_id(name: str) -> bool:
+    """Whether a name can be a repository's, and is no path on this disk."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not os.path.exists(name)
 
 
@@ -127,6 +126,7 @@ def describe(model: PreTrainedModel, repo_id: str, usage: str) -> str:
 
 
 def in_words(number: int) -> str:
+    """A number of parameters as people say it."""
     for unit, name in ((1e9, "billion"), (1e6, "million")):
         if number >= unit:
             return f"{number / unit:.1f} {name}"
@@ -152,4 +152,5 @@ def fill_empty_card(path: Path, model: PreTrainedModel, repo_id: str) -> None:
 
 
 def write_card(path: Path, metadata: dict, text: str) -> None:
+    """Writes a README.md of metadata and text."""
     ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{text}").save(path)

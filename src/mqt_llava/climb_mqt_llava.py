@@ -19,7 +19,7 @@ from .cache_compressed_llava import has_plain_cache
 
 
 @dataclass
-class Prompt:
+class ProbedPrompt:
     """
     One prompt of a batch, on its way up the levels.
 
@@ -41,7 +41,7 @@ class Prompt:
 
 def split_prompts(
     ids: torch.Tensor, mask: torch.Tensor, image_token_id: int, images: list[torch.Tensor]
-) -> list[Prompt]:
+) -> list[ProbedPrompt]:
     """
     Args:
         ids, mask: `(batch, length)`, with one placeholder for each image.
@@ -53,11 +53,11 @@ def split_prompts(
         is_image = row_ids == image_token_id
         row_images = [next(images) for _ in range(int(is_image.sum()))]
         first = int(is_image.long().argmax()) if row_images else len(row_ids) - 1
-        prompts.append(Prompt(row_ids[:first], row_ids[first + bool(row_images) :], row_images))
+        prompts.append(ProbedPrompt(row_ids[:first], row_ids[first + bool(row_images) :], row_images))
     return prompts
 
 
-def can_reuse(model: PreTrainedModel, prompts: list[Prompt]) -> bool:
+def can_reuse(model: PreTrainedModel, prompts: list[ProbedPrompt]) -> bool:
     """
     Whether a level can continue the cache of the one below. Behind an image that ends its prompt there is no token for
     `generate` to begin with.
@@ -71,7 +71,7 @@ def can_reuse(model: PreTrainedModel, prompts: list[Prompt]) -> bool:
 
 def climb(
     model: PreTrainedModel,
-    prompts: list[Prompt],
+    prompts: list[ProbedPrompt],
     levels: list[int],
     budget: AdaptiveBudget,
     eos_token_ids: torch.Tensor,
@@ -145,7 +145,7 @@ def climb(
 
 
 def build_chunk(
-    prompts: list[Prompt], seen: int, level: int, image_token_id: int, is_aligned: bool
+    prompts: list[ProbedPrompt], seen: int, level: int, image_token_id: int, is_aligned: bool
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """
     What a decoder reads next that has read the first `seen` visual tokens of the first image, or nothing, if 0.
@@ -236,7 +236,7 @@ def take_states(cache: DynamicCache, row: int, is_kept: torch.Tensor) -> list[tu
     ]
 
 
-def merge_states(prompts: list[Prompt], cache: DynamicCache) -> None:
+def merge_states(prompts: list[ProbedPrompt], cache: DynamicCache) -> None:
     """Fills an empty cache with all prompts, padded on the left."""
     length = max(prompt.states[0][0].shape[-2] for prompt in prompts)
     for layer in range(len(prompts[0].states)):

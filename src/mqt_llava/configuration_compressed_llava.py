@@ -78,6 +78,7 @@ class CompressedLlavaConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "CompressedLlavaConfig":
+        """As [`~PreTrainedConfig.from_dict`]; the placeholder's id goes by either of its names, or by both alike."""
         config_dict = dict(config_dict)
         index = config_dict.pop("image_token_index", None)
         image_token_id = config_dict.setdefault("image_token_id", index)

@@ -67,14 +67,14 @@ def write_training_card(path: Path, trainer, model_name: str | None = None, **kw
     base_model = base_models(model.config, repo_id)
     kwargs.setdefault("finetuned_from", base_model[0] if len(base_model) == 1 else "")
     summary = TrainingSummary.from_trainer(trainer, model_name=model_name or repo_id.split("/")[-1], **kwargs)
-    known = metadata(model.card_texts, base_model)
+    texts = model.card_texts
+    known = metadata(texts, base_model)
     known = {**summary.create_metadata(), **known, "tags": [*known["tags"], *summary.tags]}
     if trainer.is_peft:
         known["library_name"] = "peft"
     if not known["model-index"][0]["results"]:
         del known["model-index"]
 
-    texts = model.card_texts
     loading, remark = how_to_load(trainer, model)
     lines = usage(texts, repo_id, getattr(model.config, texts.number_name), loading)
     _, heading, training = summary.to_model_card().partition("\n## Training procedure\n")
@@ -110,6 +110,7 @@ def public_name(name: str) -> str:
 
 
 def results(summary: TrainingSummary) -> str:
+    """What the last evaluation gave, or nothing."""
     if not summary.eval_results:
         return ""
     lines = [f"- {name}: {round(value, 4)}" for name, value in summary.eval_results.items()]
