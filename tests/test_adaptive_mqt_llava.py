@@ -311,7 +311,7 @@ class TestRefused:
     def test_missing_images(self, tiny_model, inputs):
         del inputs["pixel_values"]
         for kwargs in (inputs, {**inputs, "visual_token_counts": None}):
-            with pytest.raises(ValueError, match="adaptive, but the images of the prompt are missing"):
+            with pytest.raises(ValueError, match="image tokens, but the images of the prompt are missing"):
                 generate(tiny_model, kwargs, "auto")
 
     def test_one_image_too_few(self, tiny_model, inputs):

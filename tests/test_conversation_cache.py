@@ -362,5 +362,18 @@ def test_windows_cannot_look_past_padding():
     mask = torch.ones(2, length + 3, dtype=torch.long)
     mask[:, : first.shape[1]], mask[1, -3] = first, 0
     new = torch.tensor([[answers[0][-1], 21, 22], [0, answers[1][-1], 23]])
-    with pytest.raises(ValueError, match="`attention_mask` has padding between tokens, which sliding windows"):
+    with pytest.raises(
+        ValueError, match="`attention_mask` has padding between tokens, but a `past_key_values` with sliding windows"
+    ):
         ask(model, {"input_ids": new, "attention_mask": mask}, past_key_values=output.past_key_values)
+
+
+def test_images_that_cannot_be_compared_are_not_found_in_other_rows(model):
+    """Pixels in the first turn, encoded images in the second: at more tokens another row has more to share."""
+    chats, counts = [Chat("a", 12), Chat("b", 12)], {"a": 1, "b": 15}
+    output, answers = ask(model, batch(chats, counts))
+    for chat, answer in zip(chats, answers):
+        chat.pieces += answer + [21]
+    inputs = batch(chats, at(4))
+    inputs["mm_encoder_outputs"] = {"image": model.get_image_features(inputs.pop("pixel_values"))}
+    assert ask(model, inputs, past_key_values=output.past_key_values)[1] == fresh(model, chats, at(4))

@@ -139,7 +139,7 @@ class TestNumbersOfOtherTypes:
 
 
 class TestPaddingOnTheRight:
-    ROWS = [[1, 11, *[99] * 4, 12, 13, 14], [1, *[99] * 4, 21], [1, 31, 32]]
+    ROWS = [[1, 11, *[99] * 4, 12, 0, 14], [1, *[99] * 4, 21], [1, 31, 32]]
 
     @pytest.mark.parametrize("m", [None, 4, 9])
     @pytest.mark.parametrize("kwargs", [{}, {"num_beams": 2}, {"num_visual_tokens": AdaptiveBudget([4])}], ids=str)

@@ -6,9 +6,10 @@ Re-sizing a prompt moves its columns, so the caller's prompt does not tell what 
 kept here: in a [`VisualTokenCache`] itself, and for caches of other classes beside their layers.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
@@ -39,6 +40,7 @@ class CachedPrompts:
         return cls(empty.long(), empty.bool(), [[] for _ in mask], 0)
 
     def first(self, num_columns: int) -> "CachedPrompts":
+        """Of the first columns alone."""
         return CachedPrompts(
             self.ids[:, :num_columns],
             self.mask[:, :num_columns],
@@ -47,6 +49,7 @@ class CachedPrompts:
         )
 
     def select(self, rows: torch.Tensor) -> "CachedPrompts":
+        """Of these rows, in this order; a row may come twice."""
         return replace(
             self,
             ids=self.ids[rows.to(self.ids.device)],
@@ -65,12 +68,16 @@ class CachedPrompts:
 
     def shared_text(self, row: int, ids: torch.Tensor, image_token_id: int) -> int:
         """How many tokens a prompt shares with a row if each run of placeholders counts as one, however long."""
-        cached, ids = (
-            tokens[(tokens != image_token_id) | (tokens != tokens.roll(1))] for tokens in (self.tokens_of(row), ids)
-        )
-        return num_equal(cached, ids)
 
-    def shared_length(self, row: int, ids: torch.Tensor, images: list[ShownImage], image_token_id: int) -> int:
+        def collapse(tokens: torch.Tensor) -> torch.Tensor:
+            before = nn.functional.pad(tokens, (1, 0), value=-1)[:-1]
+            return tokens[(tokens != image_token_id) | (tokens != before)]
+
+        return num_equal(collapse(self.tokens_of(row)), collapse(ids))
+
+    def shared_length(
+        self, row: int, ids: torch.Tensor, images: list[ShownImage], image_token_id: int, is_expected: bool
+    ) -> int:
         """
         How many tokens a prompt shares with a row, from the first on. Visual tokens nest: of an image at two numbers
         of them, the fewer are shared.
@@ -78,6 +85,8 @@ class CachedPrompts:
         Args:
             ids: The prompt without padding, `(length,)`.
             images: The images that it shows.
+            is_expected: Whether the row is its own as long as nobody changed their order. In another one an image that
+                is passed, but cannot be compared, may not be the same.
         """
         length = num_equal(self.tokens_of(row), ids)
         places, first = (ids == image_token_id).nonzero().squeeze(-1), 0
@@ -85,12 +94,30 @@ class CachedPrompts:
             start = int(places[first])
             if start >= length:
                 break
-            if not image.may_be(old):
+            is_same = image.is_same(old)
+            if is_same is False or is_same is None and image.is_passed and not is_expected:
                 return start
             if image.num_visual_tokens != old.num_visual_tokens:
                 return min(length, start + min(image.num_visual_tokens, old.num_visual_tokens))
             first += image.num_visual_tokens
         return length
+
+
+@dataclass
+class FittedPrompt:
+    """
+    What `generate` goes on with.
+
+    Args:
+        ids: `(batch, length)`, what transformers' `generate` is given.
+        cached: What the cache will hold of it, all but the answer, or of its first columns; None where it holds the
+            prompt as it was passed.
+        outcome: What a dict that `generate` returns holds besides.
+    """
+
+    ids: torch.Tensor | None
+    cached: CachedPrompts | None = None
+    outcome: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def num_equal(first: torch.Tensor, second: torch.Tensor) -> int:
@@ -103,9 +130,9 @@ def num_equal(first: torch.Tensor, second: torch.Tensor) -> int:
 class VisualTokenCache(DynamicCache):
     """
     A [`DynamicCache`] that knows which prompts it holds. `generate` returns one, and one that is passed serves a whole
-    conversation:
+    conversation.
 
-    Each call is given the whole conversation, at any number of visual tokens, made and padded anyhow. What its prompts
+    Each call gets the whole conversation, at any number of visual tokens, made and padded anyhow. What its prompts
     share with those in the cache is kept, also the first visual tokens of an image that now gets more or fewer; the
     rest is computed. Rows may be reordered, selected and repeated. The answers are those of a call without a cache.
 
@@ -120,7 +147,7 @@ class VisualTokenCache(DynamicCache):
     @classmethod
     def from_dynamic(cls, cache: DynamicCache) -> "VisualTokenCache":
         """Takes over the layers of an empty cache."""
-        own = cls()
+        own = cls()  # the rest as transformers made it, whatever its arguments were
         own.__dict__.update(cache.__dict__)
         return own
 

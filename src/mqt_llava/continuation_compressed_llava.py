@@ -54,13 +54,13 @@ class Match:
 
 
 def match_rows(
-    prompts: CachedPrompts, batch_size: int, share: Callable[[int, int], int]
+    prompts: CachedPrompts, batch_size: int, share: Callable[[int, int, bool], int]
 ) -> tuple[list[int], list[int]]:
     """
     Finds the row of a cache that shares most with each prompt; of equals, the one where it is expected.
 
     Args:
-        share: How many tokens a prompt and a row share.
+        share: How many tokens a prompt and a row share; it is told whether the row is the expected one.
 
     Returns:
         The row of each prompt, and how much they share.
@@ -68,7 +68,7 @@ def match_rows(
     rows, shared, num_rows = [], [], len(prompts.ids)
     for index in range(batch_size):
         expected = index * num_rows // batch_size  # as long as rows were at most repeated
-        lengths = {row: share(index, row) for row in (expected, *range(num_rows))}
+        lengths = {row: share(index, row, row == expected) for row in (expected, *range(num_rows))}
         rows.append(max(lengths, key=lengths.get))
         shared.append(lengths[rows[-1]])
     return rows, shared
@@ -76,7 +76,7 @@ def match_rows(
 
 def cached_images(prompts: CachedPrompts, ids: list[torch.Tensor], image_token_id: int) -> list[list[ShownImage]]:
     """The images in the row of a cache that each prompt goes on from, whatever their numbers in the prompt."""
-    rows, _ = match_rows(prompts, len(ids), lambda index, row: prompts.shared_text(row, ids[index], image_token_id))
+    rows, _ = match_rows(prompts, len(ids), lambda index, row, _: prompts.shared_text(row, ids[index], image_token_id))
     return [prompts.images[row] for row in rows]
 
 
@@ -88,11 +88,11 @@ def match_prompts(
         ids: The prompts without padding, `(length,)` each.
         images: The images of each prompt.
     """
-    rows, shared = match_rows(
-        prompts,
-        len(ids),
-        lambda index, row: prompts.shared_length(row, ids[index], images[index], image_token_id),
-    )
+
+    def share(index: int, row: int, is_expected: bool) -> int:
+        return prompts.shared_length(row, ids[index], images[index], image_token_id, is_expected)
+
+    rows, shared = match_rows(prompts, len(ids), share)
     kept = [max(0, min(length, len(tokens) - 1)) for length, tokens in zip(shared, ids)]
     return Match(rows, prompts.select(torch.tensor(rows)), shared, kept)
 
@@ -161,6 +161,7 @@ def images_of_conversations(
 
 
 def all_images(passed: list[ShownImage], counts: list[int] | None, num_placeholders: int) -> list[ShownImage]:
+    """The images of conversations if what is passed, or counted, is all of them."""
     if counts is None:
         counts = [num_placeholders // max(1, len(passed))] * len(passed)
     images = passed or [ShownImage(0)] * len(counts)
@@ -170,14 +171,15 @@ def all_images(passed: list[ShownImage], counts: list[int] | None, num_placehold
 def cached_and_further_images(
     passed: list[ShownImage], counts: list[int] | None, per_row: list[int], cached_rows: list[list[int]]
 ) -> list[ShownImage]:
+    """The images of conversations if those that are passed come behind those that a cache holds, or none is passed."""
     if counts is None and passed:
-        counts = [sum(max(0, total - sum(row)) for total, row in zip(per_row, cached_rows)) // len(passed)] * len(
-            passed
-        )
+        num_new = sum(max(0, total - sum(row)) for total, row in zip(per_row, cached_rows))
+        counts = [num_new // len(passed)] * len(passed)
     further, images = [image.at(count) for image, count in zip(passed, counts or [])], []
     for total, cached in zip(per_row, cached_rows):
-        if total < sum(cached) or not passed and cached:  # made at another number than the cache was
-            cached = cached if total == sum(cached) else [total // len(cached)] * len(cached)
+        is_shorter, is_all = total < sum(cached), not passed
+        if cached and (is_shorter or is_all) and total != sum(cached):  # made at another number than the cache was
+            cached = [total // len(cached)] * len(cached)
         images += [ShownImage(count) for count in cached if count]
         total -= sum(cached)
         while total > 0 and further:

@@ -21,7 +21,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .card_compressed_llava import CardTexts
 from .configuration_quecc_llava import QueCCLlavaConfig, check_fixed_number
-from .fitting_compressed_llava import FittedPrompt, Prompt, PromptFitting
+from .fitting_compressed_llava import Prompt, PromptFitting
 from .modeling_compressed_llava import (
     CompressedLlavaCausalLMOutputWithPast,
     CompressedLlavaForConditionalGeneration,
@@ -233,11 +233,7 @@ class QueCCLlavaForConditionalGeneration(
         # An assistant model gets a copy of the main model's configuration, and images that it does not have yet.
         if generation_config is not None and generation_config.is_assistant:
             return super().generate(inputs, generation_config, *args, **kwargs)
-
-        def fit(prompt: Prompt, config: GenerationConfig, kwargs: dict) -> tuple[FittedPrompt, dict]:
-            return self._fit_prompt(prompt, config, None, kwargs), {}
-
-        return self.generate_fitted(fit, inputs, generation_config, args, kwargs)
+        return self.generate_fitted(None, inputs, generation_config, args, kwargs)
 
     @property
     def most_visual_tokens(self) -> int:

@@ -10,6 +10,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import TextInput
 
 from .images_compressed_llava import flatten_images, load_rgb
+from .numbers_compressed_llava import plain_numbers
 
 
 IMAGE_TOKEN = "<image>"
@@ -213,7 +214,7 @@ def image_numbers(conversation: list, name: str = "conversation") -> dict[str, A
     What the content items of images say about `num_visual_tokens`, in order and by their places; None is nothing.
 
     Raises:
-        ValueError: An item says so that is no image.
+        TypeError, ValueError: An item says so that is no image, or a list.
     """
     numbers = {}
     for i, message in enumerate(conversation):
@@ -225,6 +226,8 @@ def image_numbers(conversation: list, name: str = "conversation") -> dict[str, A
             if not isinstance(item, dict):
                 continue  # what else a template may take
             place, number = f"{name}[{i}]['content'][{j}]", item.get("num_visual_tokens")
+            if isinstance(plain_numbers(number), (list, tuple)):
+                raise TypeError(f"`{place}['num_visual_tokens']` is {number!r}, but one image has one number.")
             if item.get("type") in ("image", "image_url"):
                 numbers[place] = number
             elif number is not None:

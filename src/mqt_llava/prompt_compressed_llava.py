@@ -16,6 +16,9 @@ from transformers import GenerationConfig
 from .numbers_compressed_llava import check_num_visual_tokens
 
 
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
+
+
 @dataclass
 class ShownImage:
     """
@@ -40,8 +43,8 @@ class ShownImage:
     def at(self, num_visual_tokens: int) -> "ShownImage":
         return replace(self, num_visual_tokens=num_visual_tokens)
 
-    def may_be(self, other: "ShownImage") -> bool:
-        """Whether nothing speaks against the two being one image, at whatever number of visual tokens."""
+    def is_same(self, other: "ShownImage") -> bool | None:
+        """Whether the two are one image, at whatever number of visual tokens; None where that cannot be told."""
         if self.question is not None and other.question is not None and not is_equal(self.question, other.question):
             return False
         if self.pixels is not None and other.pixels is not None:
@@ -49,11 +52,31 @@ class ShownImage:
         if self.tokens is not None and other.tokens is not None:
             length = min(len(self.tokens), len(other.tokens))
             return is_equal(self.tokens[:length], other.tokens[:length])
-        return True
+        return None
 
 
 def is_equal(first: torch.Tensor, second: torch.Tensor) -> bool:
     return first.shape == second.shape and bool((first == second.to(first.device)).all())
+
+
+@dataclass
+class Prompt:
+    """
+    A batch of prompts as `generate` is called with.
+
+    Args:
+        ids: `(batch, length)`; None beside `inputs_embeds` alone.
+        mask: Its attention mask; wider, where the first columns are in a cache and were not passed.
+        placeholders: Where visual tokens go, bool `(batch, length)`.
+        images: Those that are passed, in the order of the prompts.
+        counts: The visual tokens that the processor gave them, where it says.
+    """
+
+    ids: torch.Tensor | None
+    mask: torch.Tensor
+    placeholders: torch.Tensor
+    images: list[ShownImage]
+    counts: list[int] | None
 
 
 @torch.compiler.disable  # a compiled graph that knew the numbers would hold for these alone
@@ -191,14 +214,14 @@ def run_lengths(placeholder_mask: torch.Tensor) -> list[int]:
     return lengths[is_run].tolist()
 
 
-def infer_mask(ids: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
+def infer_mask(ids: torch.Tensor, config: GenerationConfig) -> torch.Tensor | None:
     """
-    The attention mask of prompts that have none, `(batch, length)`: as in transformers, pad tokens are padding where
-    they are not the end of a sequence too; but between other tokens they are text.
+    The attention mask of prompts that have none, `(batch, length)`: as in transformers, pad tokens are padding; but
+    between other tokens they are text. None where they end sequences too.
     """
     pad_token_id, eos_token_id = config.pad_token_id, config.eos_token_id
     if pad_token_id is None or pad_token_id in torch.tensor([] if eos_token_id is None else eos_token_id):
-        return torch.ones_like(ids)
+        return None
     is_token = ids.ne(pad_token_id)
     return (is_token.cummax(-1).values & is_token.flip(-1).cummax(-1).values.flip(-1)).long()
 
@@ -225,3 +248,46 @@ def hide_placeholders(ids: torch.Tensor, num_columns: int, image_token_id: int) 
         if len(text):  # a token that the prompt has anyhow, for processors of logits that look which ones it has
             cached[cached == image_token_id] = text[-1]
     return ids
+
+
+def pad_token_id(config: GenerationConfig) -> int:
+    """What rows are padded with where nothing is looked at."""
+    return 0 if config.pad_token_id is None else config.pad_token_id
+
+
+def check_mask(prompt: Prompt, past_length: int) -> None:
+    """
+    Raises:
+        ValueError: The attention mask is neither of the prompt nor of a cache's columns and the prompt.
+    """
+    shape = prompt.placeholders.shape
+    if prompt.mask.shape not in (shape, (shape[0], past_length + shape[1])):
+        columns = f", or also cover the {past_length} columns of `past_key_values`" if past_length else ""
+        raise ValueError(
+            f"`attention_mask` is {tuple(prompt.mask.shape)} and `input_ids` {tuple(shape)}: the mask must be of the "
+            f"shape of the prompt{columns}."
+        )
+
+
+def check_not_resized(made: list[int], num_visual_tokens: int | list[int] | None, asked: list[int], name: str) -> None:
+    """
+    Raises:
+        ValueError: Images of `name`, which cannot be re-sized, are asked for at another number of visual tokens.
+    """
+    if asked != made:
+        raise ValueError(
+            f"`num_visual_tokens` is {num_visual_tokens}, but `{name}` holds {made} visual tokens per image and "
+            "cannot be re-sized. Pass `input_ids` instead, the whole prompt, and no cache or a `VisualTokenCache`."
+        )
+
+
+def check_images_are_passed(prompt: Prompt) -> None:
+    """
+    Raises:
+        ValueError: There are placeholders, but no images.
+    """
+    if not prompt.images and prompt.placeholders.any():
+        raise ValueError(
+            f"The prompt has {int(prompt.placeholders.sum())} image tokens, but the images of the prompt are missing: "
+            "pass `pixel_values` or `mm_encoder_outputs`."
+        )

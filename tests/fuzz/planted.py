@@ -14,7 +14,7 @@ import PIL.Image
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from mqt_llava import fitting_compressed_llava as fitting
+from mqt_llava import cache_fitting_compressed_llava as fitting
 from mqt_llava import generation_mqt_llava, processing_compressed_llava
 
 from .runner import Failure, quiet, run, run_case
@@ -81,7 +81,7 @@ def compare_numbers_alone() -> AbstractContextManager:
         self._pass_images(parts, kwargs)
         return fitting.FittedPrompt(ids, fitting.CachedPrompts(ids, mask.ne(0), rows, ids.shape[1]))
 
-    return mock.patch.object(fitting.PromptFitting, "_fit_to_cache", fit_to_cache)
+    return mock.patch.object(fitting.CacheFitting, "_fit_to_cache", fit_to_cache)
 
 
 def transparency_on_white() -> AbstractContextManager:

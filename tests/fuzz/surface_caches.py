@@ -244,7 +244,9 @@ def next_turn(rng: Random, subject: Subject, talk: Conversation, log: dict) -> I
             talk.traits.add("other numbers")
     wanted = [old + new for old, new in zip(old_numbers, new_numbers)]
 
-    layouts = ["as it was", "as it was"] + ["made again"] * (not talk.is_tidy)
+    layouts = ["as it was", "as it was"]
+    if not talk.is_tidy and "filled by hand" not in talk.traits:  # whose columns nobody but the caller knows
+        layouts.append("made again")
     if old_numbers == talk.cached and can_go_on(talk, old_rows):
         layouts.append("new tokens")
     layout = turn["layout"] = rng.choice(layouts)
