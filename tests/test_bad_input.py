@@ -125,7 +125,6 @@ def test_a_fallback_of_the_wrong_length_beside_an_items_number(processor):
         processor.apply_chat_template([{"role": "user", "content": [item]}], tokenize=True, processor_kwargs=kwargs)
 
 
-@EACH_BAD_NUMBER
 @pytest.mark.parametrize("number", [[4], (4,), np.array([4])], ids=str)
 def test_a_content_item_has_one_number(processor, number):
     with raises(TypeError, "`conversation[0]['content'][0]['num_visual_tokens']` is ", "but one image has one number"):
@@ -136,6 +135,7 @@ def test_a_content_item_has_one_number(processor, number):
         )
 
 
+@EACH_BAD_NUMBER
 @pytest.mark.parametrize("where", ["argument", "generation_config", "model's generation_config"])
 def test_num_visual_tokens_of_generate(tiny_model, where, m, error, message):
     m, message = filled_in(m, message, 16)
