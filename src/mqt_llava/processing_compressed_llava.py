@@ -136,10 +136,12 @@ class CompressedLlavaProcessor(ProcessorMixin):
             elif "num_visual_tokens" in place.get("images_kwargs", {}):
                 place["images_kwargs"] = place = dict(place["images_kwargs"])
             counts = self.visual_token_counts(place.get("num_visual_tokens"), len(numbers))
-            own = [
-                count if number is None else self.visual_token_counts(number, 1, f"{item}['num_visual_tokens']")[0]
-                for count, (item, number) in zip(counts, numbers.items())
-            ]
+            own = list(counts)
+            for index, (item, number) in enumerate(numbers.items()):
+                if number is not None:
+                    (own[index],) = self.visual_token_counts(number, 1, f"{item}['num_visual_tokens']")
+                if isinstance(plain_numbers(number), (list, tuple)):
+                    raise TypeError(f"`{item}['num_visual_tokens']` is {number!r}, but one image has one number.")
             if own != counts:
                 place["num_visual_tokens"] = own
         return super().apply_chat_template(conversation, chat_template, **kwargs)
@@ -214,7 +216,7 @@ def image_numbers(conversation: list, name: str = "conversation") -> dict[str, A
     What the content items of images say about `num_visual_tokens`, in order and by their places; None is nothing.
 
     Raises:
-        TypeError, ValueError: An item says so that is no image, or a list.
+        ValueError: An item says so that is no image.
     """
     numbers = {}
     for i, message in enumerate(conversation):
@@ -226,8 +228,6 @@ def image_numbers(conversation: list, name: str = "conversation") -> dict[str, A
             if not isinstance(item, dict):
                 continue  # what else a template may take
             place, number = f"{name}[{i}]['content'][{j}]", item.get("num_visual_tokens")
-            if isinstance(plain_numbers(number), (list, tuple)):
-                raise TypeError(f"`{place}['num_visual_tokens']` is {number!r}, but one image has one number.")
             if item.get("type") in ("image", "image_url"):
                 numbers[place] = number
             elif number is not None:
