@@ -377,3 +377,23 @@ def test_images_that_cannot_be_compared_are_not_found_in_other_rows(model):
     inputs = batch(chats, at(4))
     inputs["mm_encoder_outputs"] = {"image": model.get_image_features(inputs.pop("pixel_values"))}
     assert ask(model, inputs, past_key_values=output.past_key_values)[1] == fresh(model, chats, at(4))
+
+
+@pytest.mark.parametrize("second", [16, 9, [4, 9]], ids=str)
+def test_images_beside_each_other_that_nobody_told_apart(model, second):
+    """In a cache that was filled elsewhere: where one ends and the next begins is known when they are passed again."""
+    chats, counts = [Chat(1, "a", "b", 12)], {"a": 4, "b": 9}
+    with torch.no_grad():
+        cache = model(**batch(chats, counts)).past_key_values
+    chats[0].pieces += [21]
+    inputs = batch(chats, counts)
+    del inputs["pixel_values"], inputs["visual_token_counts"]
+    answers = ask(model, inputs, past_key_values=cache)[1]
+    assert answers == fresh(model, chats, counts)
+    chats[0].pieces += answers[0] + [22]
+    if second == [4, 9]:
+        answers = ask(model, batch(chats, counts), past_key_values=cache)[1]
+        assert answers == fresh(model, chats, counts)
+    else:
+        with pytest.raises(ValueError, match=r"`past_key_values` holds images at \[13\] visual tokens"):
+            ask(model, batch(chats, counts), num_visual_tokens=second, past_key_values=cache)

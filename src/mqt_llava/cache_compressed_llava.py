@@ -89,17 +89,25 @@ class CachedPrompts:
                 is passed, but cannot be compared, may not be the same.
         """
         length = num_equal(self.tokens_of(row), ids)
-        places, first = (ids == image_token_id).nonzero().squeeze(-1), 0
-        for image, old in zip(images, self.images[row]):
-            start = int(places[first])
-            if start >= length:
+        places, images, first = (ids == image_token_id).nonzero().squeeze(-1), list(images), 0
+        for old in self.images[row]:
+            if not images or int(places[first]) >= length:
                 break
+            start, image = int(places[first]), images.pop(0)
+            first += image.num_visual_tokens
+            if old.is_run:  # the same where it comes out even
+                num_left = old.num_visual_tokens - image.num_visual_tokens
+                while num_left > 0 and images:
+                    num_left -= images[0].num_visual_tokens
+                    first += images.pop(0).num_visual_tokens
+                if num_left:
+                    return start
+                continue
             is_same = image.is_same(old)
             if is_same is False or is_same is None and image.is_passed and not is_expected:
                 return start
             if image.num_visual_tokens != old.num_visual_tokens:
                 return min(length, start + min(image.num_visual_tokens, old.num_visual_tokens))
-            first += image.num_visual_tokens
         return length
 
 

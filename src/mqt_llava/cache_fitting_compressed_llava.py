@@ -86,11 +86,14 @@ class CacheFitting:
 
     def _images_behind(self, prompt: Prompt, past_length: int) -> tuple[list[list[ShownImage]], list[int]]:
         """The images of each prompt, and how many visual tokens stand in the first columns, which a cache holds."""
-        cached_rows = [run_lengths(row) for row in prompt.placeholders[:, :past_length]]
+        cached_rows = [
+            [ShownImage(length, is_run=True) for length in run_lengths(row)]
+            for row in prompt.placeholders[:, :past_length]
+        ]
         images = images_of_conversations(
             prompt.placeholders, prompt.images, cached_rows, prompt.placeholders.shape[1], prompt.counts
         )
-        return images_per_row(prompt.placeholders, images), [sum(runs) for runs in cached_rows]
+        return images_per_row(prompt.placeholders, images), prompt.placeholders[:, :past_length].sum(-1).tolist()
 
     def _assume_prompts(self, prompt: Prompt, past_length: int) -> CachedPrompts:
         """What a cache holds that was filled elsewhere: the first columns of the prompt as it is passed."""
@@ -145,13 +148,9 @@ class CacheFitting:
         """With a cache that is known: keeps of it what the prompts share with it."""
         cache, image_token_id = kwargs["past_key_values"], self.config.image_token_id
         raw_ids = [row[mask.ne(0)] for row, mask in zip(prompt.ids, prompt.mask)]
-        images = images_of_conversations(
-            prompt.placeholders,
-            prompt.images,
-            [[image.num_visual_tokens for image in row] for row in cached_images(known, raw_ids, image_token_id)],
-            self.most_visual_tokens,
-            prompt.counts,
-        )
+        cached_rows = cached_images(known, raw_ids, image_token_id)
+        most = max([self.most_visual_tokens, *(image.num_visual_tokens for row in cached_rows for image in row)])
+        images = images_of_conversations(prompt.placeholders, prompt.images, cached_rows, most, prompt.counts)
         made = [image.num_visual_tokens for image in images]
         asked = numbers_asked_for(num_visual_tokens, images, self.most_visual_tokens)
         resized = self._resize_prompt(prompt, made, asked, config, kwargs)

@@ -122,7 +122,7 @@ def unread_parts(
 def images_of_conversations(
     placeholder_mask: torch.Tensor,
     passed: list[ShownImage],
-    cached_rows: list[list[int]],
+    cached_rows: list[list[ShownImage]],
     max_visual_tokens: int,
     visual_token_counts: list[int] | None,
 ) -> list[ShownImage]:
@@ -132,7 +132,7 @@ def images_of_conversations(
     Args:
         placeholder_mask: Bool `(batch, length)`, true at the placeholders.
         passed: The images that are passed, of all prompts.
-        cached_rows: Visual tokens of the images that the cache holds of each prompt.
+        cached_rows: The images that the cache holds of each prompt.
         visual_token_counts: Of all images, or of those that are passed; by default equal shares.
 
     Returns:
@@ -153,9 +153,10 @@ def images_of_conversations(
         except ValueError:
             continue
         return images
+    cached = [[image.num_visual_tokens for image in row] for row in cached_rows]
     raise ValueError(
         f"Image features and image tokens do not match: the prompts have {per_row} image tokens, `past_key_values` "
-        f"holds images at {cached_rows} visual tokens, and {len(passed)} images are passed. Pass all images of the "
+        f"holds images at {cached} visual tokens, and {len(passed)} images are passed. Pass all images of the "
         "conversation or those that are new, with their `visual_token_counts`."
     )
 
@@ -169,19 +170,21 @@ def all_images(passed: list[ShownImage], counts: list[int] | None, num_placehold
 
 
 def cached_and_further_images(
-    passed: list[ShownImage], counts: list[int] | None, per_row: list[int], cached_rows: list[list[int]]
+    passed: list[ShownImage], counts: list[int] | None, per_row: list[int], cached_rows: list[list[ShownImage]]
 ) -> list[ShownImage]:
     """The images of conversations if those that are passed come behind those that a cache holds, or none is passed."""
+    cached_totals = [sum(image.num_visual_tokens for image in row) for row in cached_rows]
     if counts is None and passed:
-        num_new = sum(max(0, total - sum(row)) for total, row in zip(per_row, cached_rows))
+        num_new = sum(max(0, total - cached) for total, cached in zip(per_row, cached_totals))
         counts = [num_new // len(passed)] * len(passed)
     further, images = [image.at(count) for image, count in zip(passed, counts or [])], []
-    for total, cached in zip(per_row, cached_rows):
-        is_shorter, is_all = total < sum(cached), not passed
-        if cached and (is_shorter or is_all) and total != sum(cached):  # made at another number than the cache was
-            cached = [total // len(cached)] * len(cached)
-        images += [ShownImage(count) for count in cached if count]
-        total -= sum(cached)
+    for total, cached, row in zip(per_row, cached_totals, cached_rows):
+        row = [ShownImage(image.num_visual_tokens, is_run=image.is_run) for image in row]
+        is_shorter, is_all = total < cached, not passed
+        if row and (is_shorter or is_all) and total != cached:  # made at another number than the cache was
+            row = [ShownImage(total // len(row)) for _ in row if total >= len(row)]
+        images += row
+        total -= cached
         while total > 0 and further:
             images.append(further.pop(0))
             total -= images[-1].num_visual_tokens

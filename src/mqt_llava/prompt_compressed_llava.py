@@ -29,12 +29,14 @@ class ShownImage:
         pixels, tokens: `(channels, height, width)` or its visual tokens `(M or fewer, hidden_size)`, whichever was
             passed: they tell images apart. Neither where an image was not passed.
         question: Tokens of the question that the image is encoded for, `(length,)`, in models where there is one.
+        is_run: Whether it may be several images beside each other: a run of placeholders that nobody told apart.
     """
 
     num_visual_tokens: int
     pixels: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
     question: torch.Tensor | None = None
+    is_run: bool = False
 
     @property
     def is_passed(self) -> bool:

@@ -53,11 +53,10 @@ def compare_numbers_alone() -> AbstractContextManager:
     """Of a cache the numbers of visual tokens are compared, but not which columns of the prompt it holds."""
 
     def fit_to_cache(self, prompt, known, config, num_visual_tokens, kwargs):
-        cached_rows = [[image.num_visual_tokens for image in row] for row in known.images]
-        if len(cached_rows) != len(prompt.ids):
-            cached_rows = [[] for _ in prompt.ids]
+        cached_images = known.images if len(known.images) == len(prompt.ids) else [[] for _ in prompt.ids]
+        cached_rows = [[image.num_visual_tokens for image in row] for row in cached_images]
         images = fitting.images_of_conversations(
-            prompt.placeholders, prompt.images, cached_rows, self.most_visual_tokens, prompt.counts
+            prompt.placeholders, prompt.images, cached_images, self.most_visual_tokens, prompt.counts
         )
         made = [image.num_visual_tokens for image in images]
         asked = fitting.numbers_asked_for(num_visual_tokens, images, self.most_visual_tokens)
