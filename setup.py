@@ -32,7 +32,7 @@ setup(
     extras_require={
         "train": ["datasets", "peft", "trl"],
         "serve": ["vllm>=0.32"],
-        "eval": ["lmms-eval>=0.7.3", "matplotlib"],
+        "eval": ["lmms-eval>=0.7.3", "matplotlib", "filelock<4"],  # which lmms-eval 0.7.3 reaches into
         "demo": ["gradio"],
         "visual": ["matplotlib", "captum"],
         "plan": ["scipy"],

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from fuzz.oracle import Oracle
 from fuzz.outcomes import EITHER, REFUSED, RIGHT, Outcome, attempt
@@ -15,10 +17,16 @@ from fuzz.subjects import subject
 from fuzz.surfaces import SURFACES
 
 
+# Older releases do what the contract forbids: they drop the images of chunked prompts, and take no arrays in
+# `images_kwargs`.
+judged = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.20"), reason="the contract is judged with newer releases"
+)
 SEED = 1
 CALLS = {"processor": 300, "generate": 200, "adaptive": 80, "caches": 250, "pipelines": 50, "conversion": 15}
 
 
+@judged
 @pytest.mark.parametrize("surface", SURFACES)
 def test_a_short_run_finds_nothing(surface):
     report = run(SEED, CALLS[surface], [surface])
@@ -36,6 +44,7 @@ def test_a_case_depends_on_its_number_alone(surface):
     ]
 
 
+@judged
 @pytest.mark.parametrize("plant", PLANTS, ids=[plant.name for plant in PLANTS])
 def test_planted_bugs_are_found(plant):
     found = find(plant, SEED, 5000)
