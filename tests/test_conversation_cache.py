@@ -151,7 +151,7 @@ def test_changed_caches(model, change, is_own):
     elif change == "deepcopy":
         cache = copy.deepcopy(cache)
     else:
-        cache.crop(-NEW)
+        cache.crop(-2)
     chats = [chats[row] for row in order]
     inputs = batch(chats, at(16), padding=1)
     numbers = [counts[image] for chat in chats for image in chat.images]
@@ -397,3 +397,12 @@ def test_images_beside_each_other_that_nobody_told_apart(model, second):
     else:
         with pytest.raises(ValueError, match=r"`past_key_values` holds images at \[13\] visual tokens"):
             ask(model, batch(chats, counts), num_visual_tokens=second, past_key_values=cache)
+
+
+def test_rows_that_cannot_be_told_apart(model):
+    """All that is left of a cropped `DynamicCache` are a token of one prompt and the padding of another."""
+    chats, cache = [Chat(31, 11, 12, 13, 14), Chat(31, "a")], DynamicCache(config=model.config)
+    ask(model, batch(chats, at(2)), past_key_values=cache)
+    cache.crop(1 - cache.get_seq_length())
+    with pytest.raises(ValueError, match="`past_key_values` holds"):
+        ask(model, batch(chats, at(4)), past_key_values=cache)

@@ -27,12 +27,14 @@ class Match:
         prompts: What these rows hold.
         shared: How many tokens each prompt shares with its row, from the first on.
         kept: How many of them need not be computed again: all but a prompt's last token at most.
+        is_ambiguous: Whether a prompt begins with all of another row too, whose columns are laid out otherwise.
     """
 
     rows: list[int]
     prompts: CachedPrompts
     shared: list[int]
     kept: list[int]
+    is_ambiguous: bool
 
     @property
     def seen(self) -> torch.Tensor:
@@ -55,7 +57,7 @@ class Match:
 
 def match_rows(
     prompts: CachedPrompts, batch_size: int, share: Callable[[int, int, bool], int]
-) -> tuple[list[int], list[int]]:
+) -> list[tuple[int, dict[int, int]]]:
     """
     Finds the row of a cache that shares most with each prompt; of equals, the one where it is expected.
 
@@ -63,21 +65,20 @@ def match_rows(
         share: How many tokens a prompt and a row share; it is told whether the row is the expected one.
 
     Returns:
-        The row of each prompt, and how much they share.
+        The row of each prompt, and how much it shares with every row.
     """
-    rows, shared, num_rows = [], [], len(prompts.ids)
+    matches, num_rows = [], len(prompts.ids)
     for index in range(batch_size):
         expected = index * num_rows // batch_size  # as long as rows were at most repeated
         lengths = {row: share(index, row, row == expected) for row in (expected, *range(num_rows))}
-        rows.append(max(lengths, key=lengths.get))
-        shared.append(lengths[rows[-1]])
-    return rows, shared
+        matches.append((max(lengths, key=lengths.get), lengths))
+    return matches
 
 
 def cached_images(prompts: CachedPrompts, ids: list[torch.Tensor], image_token_id: int) -> list[list[ShownImage]]:
     """The images in the row of a cache that each prompt goes on from, whatever their numbers in the prompt."""
-    rows, _ = match_rows(prompts, len(ids), lambda index, row, _: prompts.shared_text(row, ids[index], image_token_id))
-    return [prompts.images[row] for row in rows]
+    matches = match_rows(prompts, len(ids), lambda index, row, _: prompts.shared_text(row, ids[index], image_token_id))
+    return [prompts.images[row] for row, _ in matches]
 
 
 def match_prompts(
@@ -92,9 +93,16 @@ def match_prompts(
     def share(index: int, row: int, is_expected: bool) -> int:
         return prompts.shared_length(row, ids[index], images[index], image_token_id, is_expected)
 
-    rows, shared = match_rows(prompts, len(ids), share)
+    matches = match_rows(prompts, len(ids), share)
+    rows, shared = [row for row, _ in matches], [lengths[row] for row, lengths in matches]
     kept = [max(0, min(length, len(tokens) - 1)) for length, tokens in zip(shared, ids)]
-    return Match(rows, prompts.select(torch.tensor(rows)), shared, kept)
+    known = prompts.mask.sum(-1).tolist()
+    is_ambiguous = any(
+        length == known[other] and not torch.equal(prompts.mask[other], prompts.mask[row])
+        for row, lengths in matches
+        for other, length in lengths.items()
+    )
+    return Match(rows, prompts.select(torch.tensor(rows)), shared, kept, is_ambiguous)
 
 
 def unread_parts(
