@@ -406,3 +406,29 @@ def test_rows_that_cannot_be_told_apart(model):
     cache.crop(1 - cache.get_seq_length())
     with pytest.raises(ValueError, match="`past_key_values` holds"):
         ask(model, batch(chats, at(4)), past_key_values=cache)
+
+
+@pytest.mark.parametrize("is_own", [True, False], ids=["returned", "DynamicCache"])
+def test_a_prompt_that_begins_with_all_of_another_one(model, is_own):
+    chats, cache = [Chat(16), Chat(16, "a", 5)], None if is_own else DynamicCache(config=model.config)
+    output, answers = ask(model, batch(chats, at(8)), past_key_values=cache, max_new_tokens=1)
+    for chat, answer in zip(chats, answers):
+        chat.pieces += answer + [21]
+    assert ask(model, batch(chats, at(8)), past_key_values=output.past_key_values)[1] == fresh(model, chats, at(8))
+
+
+def test_an_image_that_is_not_passed_is_no_other_rows(model):
+    """Both prompts begin with an image; the second has too few tokens of its own one in the cache."""
+    chats, counts = [Chat("a", 12), Chat("b", 56)], {"a": 5, "b": 2}
+    output, answers = ask(model, batch(chats, counts))
+    for chat, answer in zip(chats, answers):
+        chat.pieces += answer + [21]
+    inputs = batch(chats, at(8))
+    del inputs["pixel_values"], inputs["visual_token_counts"]
+    with pytest.raises(ValueError, match=r"`past_key_values` holds images at \[5, 2\] visual tokens"):
+        ask(model, inputs, num_visual_tokens=4, past_key_values=output.past_key_values)
+    order = [1, 0]  # but prompts in another order find their rows, at the same numbers
+    chats = [chats[row] for row in order]
+    inputs = batch(chats, counts)
+    del inputs["pixel_values"], inputs["visual_token_counts"]
+    assert ask(model, inputs, past_key_values=output.past_key_values)[1] == fresh(model, chats, counts)

@@ -86,10 +86,12 @@ class CachedPrompts:
             ids: The prompt without padding, `(length,)`.
             images: The images that it shows.
             is_expected: Whether the row is its own as long as nobody changed their order. In another one an image that
-                is passed, but cannot be compared, may not be the same.
+                cannot be compared is not taken for the same; but one that is not passed is, at the same number and
+                in front of the same text.
         """
         length = num_equal(self.tokens_of(row), ids)
         places, images, first = (ids == image_token_id).nonzero().squeeze(-1), list(images), 0
+        unsure, num_prompt_tokens = None, int(self.mask[row, : self.prompt_length].sum())
         for old in self.images[row]:
             if not images or int(places[first]) >= length:
                 break
@@ -104,11 +106,15 @@ class CachedPrompts:
                     return start
                 continue
             is_same = image.is_same(old)
-            if is_same is False or is_same is None and image.is_passed and not is_expected:
-                return start
+            if is_same is None and not is_expected:
+                is_same = not image.is_passed and image.num_visual_tokens == old.num_visual_tokens
+                unsure = start if unsure is None else unsure
+            if is_same is False:
+                return start if unsure is None else unsure
             if image.num_visual_tokens != old.num_visual_tokens:
-                return min(length, start + min(image.num_visual_tokens, old.num_visual_tokens))
-        return length
+                length = min(length, start + min(image.num_visual_tokens, old.num_visual_tokens))
+                break
+        return length if unsure is None or length >= num_prompt_tokens else unsure
 
 
 @dataclass

@@ -27,7 +27,8 @@ class Match:
         prompts: What these rows hold.
         shared: How many tokens each prompt shares with its row, from the first on.
         kept: How many of them need not be computed again: all but a prompt's last token at most.
-        is_ambiguous: Whether a prompt begins with all of another row too, whose columns are laid out otherwise.
+        is_ambiguous: Whether a prompt shares more with another row than the one where it is expected, but all of that
+            too, whose columns are laid out otherwise.
     """
 
     rows: list[int]
@@ -65,7 +66,7 @@ def match_rows(
         share: How many tokens a prompt and a row share; it is told whether the row is the expected one.
 
     Returns:
-        The row of each prompt, and how much it shares with every row.
+        The row of each prompt, and how much it shares with every row, the expected one first.
     """
     matches, num_rows = [], len(prompts.ids)
     for index in range(batch_size):
@@ -97,10 +98,10 @@ def match_prompts(
     rows, shared = [row for row, _ in matches], [lengths[row] for row, lengths in matches]
     kept = [max(0, min(length, len(tokens) - 1)) for length, tokens in zip(shared, ids)]
     known = prompts.mask.sum(-1).tolist()
+    expected = [next(iter(lengths)) for _, lengths in matches]
     is_ambiguous = any(
-        length == known[other] and not torch.equal(prompts.mask[other], prompts.mask[row])
-        for row, lengths in matches
-        for other, length in lengths.items()
+        lengths[other] == known[other] and not torch.equal(prompts.mask[other], prompts.mask[row])
+        for (row, lengths), other in zip(matches, expected)
     )
     return Match(rows, prompts.select(torch.tensor(rows)), shared, kept, is_ambiguous)
 
