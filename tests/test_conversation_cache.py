@@ -432,3 +432,15 @@ def test_an_image_that_is_not_passed_is_no_other_rows(model):
     inputs = batch(chats, counts)
     del inputs["pixel_values"], inputs["visual_token_counts"]
     assert ask(model, inputs, past_key_values=output.past_key_values)[1] == fresh(model, chats, counts)
+
+
+def test_prompts_made_at_another_number_than_the_cache_without_images(model):
+    """The images of one row are as many tokens in all as in the cache, but not one by one."""
+    chats, counts = [Chat(1, "a", 11, "b", 12), Chat(1, "c", 13)], {"a": 5, "b": 11, "c": 5}
+    output, answers = ask(model, batch(chats, counts))
+    for chat, answer in zip(chats, answers):
+        chat.pieces += answer + [21]
+    inputs = batch(chats, at(8))
+    del inputs["pixel_values"], inputs["visual_token_counts"]
+    answers = ask(model, inputs, num_visual_tokens=[5, 11, 5], past_key_values=output.past_key_values)[1]
+    assert answers == fresh(model, chats, counts)

@@ -151,10 +151,12 @@ def images_of_conversations(
         ValueError: The placeholders cannot be shared out.
     """
     per_row = placeholder_mask.sum(-1).tolist()
-    # All of them, as processors say it, or equal shares of all; or else those of the cache and further ones.
+    # All of them, as processors say it, or equal shares of all; or else those of the cache and further ones; or those
+    # of the cache at another number.
     for images in (
         all_images(passed, visual_token_counts, sum(per_row)),
         cached_and_further_images(passed, visual_token_counts, per_row, cached_rows),
+        [] if passed else [image for total, row in zip(per_row, cached_rows) for image in equal_shares(total, row)],
     ):
         numbers = [image.num_visual_tokens for image in images]
         try:
@@ -191,13 +193,18 @@ def cached_and_further_images(
         row = [ShownImage(image.num_visual_tokens, is_run=image.is_run) for image in row]
         is_shorter, is_all = total < cached, not passed
         if row and (is_shorter or is_all) and total != cached:  # made at another number than the cache was
-            row = [ShownImage(total // len(row)) for _ in row if total >= len(row)]
+            row = equal_shares(total, row)
         images += row
         total -= cached
         while total > 0 and further:
             images.append(further.pop(0))
             total -= images[-1].num_visual_tokens
     return images + further
+
+
+def equal_shares(num_placeholders: int, cached: list[ShownImage]) -> list[ShownImage]:
+    """As many images as a cache holds of a prompt, in a prompt that was made at another number than the cache."""
+    return [ShownImage(num_placeholders // len(cached)) for _ in cached if num_placeholders >= len(cached)]
 
 
 def numbers_asked_for(num_visual_tokens, images: list[ShownImage], max_visual_tokens: int) -> list[int]:

@@ -307,7 +307,8 @@ def next_turn(rng: Random, subject: Subject, talk: Conversation, log: dict) -> I
     elif passed == "all":  # told from new images alone by the numbers
         is_promised = is_promised and {"visual_token_counts", "num_visual_tokens"} & kwargs.keys() != set()
     else:  # where one image ends and the next begins, is known of the cache, or to be guessed from equal shares
-        is_promised = is_promised and (talk.made == talk.cached or len(set(flat(talk.made))) == 1)
+        is_known = "filled by hand" not in talk.traits or "num_visual_tokens" not in kwargs
+        is_promised = is_promised and is_known and (talk.made == talk.cached or len(set(flat(talk.made))) == 1)
     yield from answer(rng, subject, talk, kwargs, wanted, RIGHT if is_promised else EITHER, log)
 
 
