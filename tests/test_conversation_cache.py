@@ -444,3 +444,17 @@ def test_prompts_made_at_another_number_than_the_cache_without_images(model):
     del inputs["pixel_values"], inputs["visual_token_counts"]
     answers = ask(model, inputs, num_visual_tokens=[5, 11, 5], past_key_values=output.past_key_values)[1]
     assert answers == fresh(model, chats, counts)
+
+
+def test_answers_to_one_prompt_in_another_order(model):
+    """A shortened answer and the next question read like another answer, whose row it is not."""
+    chat, cache = Chat(1, 11, "a", 12), DynamicCache(config=model.config)
+    torch.manual_seed(0)
+    inputs = batch([chat], at(4))
+    answers = ask(
+        model, inputs, past_key_values=cache, do_sample=True, temperature=50.0, top_k=0, num_return_sequences=2
+    )[1]
+    cache.reorder_cache(torch.tensor([1, 0]))
+    chats = [Chat(*chat.pieces, *answers[0], 21), Chat(*chat.pieces, *answers[1], 21)]
+    result = ask(model, batch(chats, at(4)), past_key_values=cache)[1]
+    assert result == fresh(model, chats, at(4))  # though the caller left them in the old order

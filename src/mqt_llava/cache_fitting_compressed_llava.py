@@ -162,6 +162,7 @@ class CacheFitting:
         num_columns, past_length = match.num_columns, cache.get_seq_length()
         is_own = isinstance(cache, VisualTokenCache)
         if not is_own:  # its rows cannot be told apart or cut, only looked past
+            match = match.settle()
             if match.is_ambiguous or not match.has_all_prompts:
                 raise_other_prompt(match.prompts.images, image_rows)
             num_columns = past_length

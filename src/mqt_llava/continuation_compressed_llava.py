@@ -7,12 +7,12 @@ matter how the prompt of either turn was padded or re-sized.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from .cache_compressed_llava import CachedPrompts
+from .cache_compressed_llava import CachedPrompts, num_equal
 from .numbers_compressed_llava import check_num_visual_tokens
 from .prompt_compressed_llava import ShownImage, visual_tokens_per_image
 
@@ -27,6 +27,7 @@ class Match:
         prompts: What these rows hold.
         shared: How many tokens each prompt shares with its row, from the first on.
         kept: How many of them need not be computed again: all but a prompt's last token at most.
+        settled: How many of its tokens are those of its row whichever of the rows with the same prompt that is.
         is_ambiguous: Whether a prompt shares more with another row than the one where it is expected, but all of that
             too, whose columns are laid out otherwise.
     """
@@ -35,7 +36,13 @@ class Match:
     prompts: CachedPrompts
     shared: list[int]
     kept: list[int]
+    settled: list[int]
     is_ambiguous: bool
+
+    def settle(self) -> "Match":
+        """What is shared whatever the order of the rows."""
+        shared, kept = ([min(pair) for pair in zip(numbers, self.settled)] for numbers in (self.shared, self.kept))
+        return replace(self, shared=shared, kept=kept)
 
     @property
     def seen(self) -> torch.Tensor:
@@ -103,7 +110,16 @@ def match_prompts(
         lengths[other] == known[other] and not torch.equal(prompts.mask[other], prompts.mask[row])
         for (row, lengths), other in zip(matches, expected)
     )
-    return Match(rows, prompts.select(torch.tensor(rows)), shared, kept, is_ambiguous)
+    needed = prompts.mask[:, : prompts.prompt_length].sum(-1).tolist()
+    settled = [
+        min(
+            num_equal(prompts.tokens_of(row), prompts.tokens_of(other))
+            for other, length in lengths.items()
+            if other == row or length >= needed[other] == needed[row]
+        )
+        for row, lengths in matches
+    ]
+    return Match(rows, prompts.select(torch.tensor(rows)), shared, kept, settled, is_ambiguous)
 
 
 def unread_parts(
