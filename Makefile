@@ -7,7 +7,7 @@ VLLM = .venv-vllm
 WEB = .venv-demo
 ID ?= you/mqt-llava-tiny
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
-FUZZ = PYTHONPATH=tests:conversion $(RUN) -m fuzz
+FUZZ = PYTHONPATH=tests $(RUN) -m fuzz
 # Of `make fuzz`: how many calls, the most minutes, and what else tests/fuzz/__main__.py takes, such as `--seed 7`.
 CALLS ?= 20000
 MINUTES ?= 60

@@ -24,7 +24,7 @@ from training_step import hardware
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from mqt_llava import MQTLlavaConfig
-from mqt_llava.resampler_mqt_llava import MQTLlavaResampler
+from mqt_llava.models.modeling_mqt_llava import MQTLlavaResampler
 
 
 BUDGETS, IMAGES = (1, 16, 64, 256), (1, 4)

@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from mqt_llava.images_compressed_llava import load_rgb
+    from mqt_llava.models.processing_compressed_llava import load_rgb
 
     images = {}
     for path in tasks:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteria, TextIteratorStreamer
 
-from mqt_llava.images_compressed_llava import load_rgb
+from mqt_llava.models.processing_compressed_llava import load_rgb
 from mqt_llava.planning import request_cost
 
 

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from mqt_llava import visualization as visual
-    from mqt_llava.images_compressed_llava import load_rgb
+    from mqt_llava.models.processing_compressed_llava import load_rgb
 
     try:
         image, budgets = load_rgb(args.image, index=0), args.budgets

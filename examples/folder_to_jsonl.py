@@ -83,7 +83,7 @@ def answer_batch(model, processor, images: list[Image.Image], question: str, num
 
 def answer_lines(model, processor, paths: list[Path], args) -> Iterator[list[dict]]:
     """The lines of one batch of images after the other."""
-    from mqt_llava.images_compressed_llava import load_rgb
+    from mqt_llava.models.processing_compressed_llava import load_rgb
 
     for start in range(0, len(paths), args.batch_size):
         lines, images = {}, {}

@@ -18,7 +18,7 @@ def pytest_runtest_setup(item):
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory):
     """Folders of the converted golden checkpoints by name."""
-    from convert_mqt_llava_weights_to_hf import main
+    from mqt_llava.conversion.convert_mqt_llava import main
 
     folders = {}
     for name in GOLDEN_NAMES:
@@ -30,7 +30,7 @@ def converted(tmp_path_factory):
 @pytest.fixture(scope="session")
 def converted_quecc(tmp_path_factory):
     """Folder of the converted golden QueCC checkpoint."""
-    from convert_quecc_weights_to_hf import main
+    from mqt_llava.conversion.convert_quecc_llava import main
 
     folder = tmp_path_factory.mktemp("converted") / QUECC_GOLDEN_NAME
     main(["--input", str(FIXTURES / QUECC_GOLDEN_NAME), "--output", str(folder)])

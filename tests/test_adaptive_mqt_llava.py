@@ -12,7 +12,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, pipeli
 from transformers.generation.streamers import BaseStreamer
 
 from mqt_llava import AdaptiveBudget, MQTLlavaForConditionalGeneration, MQTLlavaProcessor
-from mqt_llava.cache_compressed_llava import recall_prompts
+from mqt_llava.models.visual_token_cache import recall_prompts
 
 
 CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"

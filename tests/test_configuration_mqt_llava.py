@@ -9,7 +9,7 @@ from helpers import tiny_config
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, Qwen2Config, SiglipVisionConfig
 
 from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration
-from mqt_llava.numbers_compressed_llava import check_num_visual_tokens
+from mqt_llava.models.configuration_compressed_llava import check_num_visual_tokens
 
 
 def test_defaults_describe_the_released_model():

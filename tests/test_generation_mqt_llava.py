@@ -11,7 +11,7 @@ from transformers import DynamicCache, GenerationConfig, StaticCache
 from transformers.generation.streamers import BaseStreamer
 
 from mqt_llava import MQTLlavaForConditionalGeneration
-from mqt_llava.prompt_compressed_llava import resize_prompt, visual_tokens_per_image
+from mqt_llava.models.placeholders import resize_prompt, visual_tokens_per_image
 
 
 IMAGE, NEW = 99, 5

@@ -28,9 +28,10 @@ import mqt_llava
 from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration, MQTLlavaModel, MQTLlavaProcessor
 
 
-PACKAGE = Path(mqt_llava.__file__).parent
+MODELS = Path(mqt_llava.__file__).parent / "models"
 # What a saved folder holds, by kind of model.
-MODEL_FILES = sorted(path.name for kind in ("compressed", "mqt") for path in PACKAGE.glob(f"*_{kind}_llava.py"))
+ALL_MODEL_FILES = sorted(path.name for path in MODELS.glob("[!_]*.py"))
+MODEL_FILES = [name for name in ALL_MODEL_FILES if "quecc" not in name]
 QUESTIONS = ["What is this?", "Tell me a lot more about it."]
 ASK = {"max_new_tokens": 6, "return_full_text": False}
 
@@ -85,8 +86,8 @@ def test_a_saved_folder_names_every_auto_class(model_class, tmp_path):
     assert "auto_map" not in config["vision_config"] and "auto_map" not in config["text_config"]
     assert type(AutoModel.from_pretrained(tmp_path)) is MQTLlavaModel
     assert type(AutoModelForImageTextToText.from_pretrained(tmp_path)) is MQTLlavaForConditionalGeneration
-    for name in ("configuration_mqt_llava.py", "generation_mqt_llava.py", "modeling_mqt_llava.py"):
-        assert (tmp_path / name).read_text() == (PACKAGE / name).read_text()
+    for name in ("configuration_mqt_llava.py", "adaptive_decoding.py", "modeling_mqt_llava.py"):
+        assert (tmp_path / name).read_text() == (MODELS / name).read_text()
 
 
 def test_a_saved_processor_names_its_auto_class(processor, tmp_path):
@@ -94,7 +95,7 @@ def test_a_saved_processor_names_its_auto_class(processor, tmp_path):
     config = json.loads((tmp_path / "processor_config.json").read_text())
     assert config["auto_map"] == {"AutoProcessor": "processing_mqt_llava.MQTLlavaProcessor"}
     for name in ("processing_mqt_llava.py", "configuration_mqt_llava.py"):
-        assert (tmp_path / name).read_text() == (PACKAGE / name).read_text()
+        assert (tmp_path / name).read_text() == (MODELS / name).read_text()
 
 
 def test_a_folder_with_everything_holds_every_code_file(folder):
@@ -113,12 +114,9 @@ def imported_modules(path: Path) -> set[str]:
     return modules - sys.stdlib_module_names
 
 
-ALL_MODEL_FILES = sorted(path.name for path in PACKAGE.glob("*_llava.py"))
-
-
 @pytest.mark.parametrize("name", ALL_MODEL_FILES)
 def test_model_files_import_nothing_but_each_other_torch_transformers_and_pillow(name):
-    assert imported_modules(PACKAGE / name) <= {*ALL_MODEL_FILES, "torch", "transformers", "PIL"}
+    assert imported_modules(MODELS / name) <= {*ALL_MODEL_FILES, "torch", "transformers", "PIL"}
 
 
 # ---------------------------------------------------------------------------------------------- without the package

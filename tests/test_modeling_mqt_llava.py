@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaModel
-from mqt_llava.modeling_mqt_llava import MQTLlavaResampler, sine_cosine_positions
+from mqt_llava.models.modeling_mqt_llava import MQTLlavaResampler, sine_cosine_positions
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

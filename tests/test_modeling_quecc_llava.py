@@ -22,7 +22,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from mqt_llava import QueCCLlavaForConditionalGeneration, QueCCLlavaModel
-from mqt_llava.modeling_quecc_llava import QueCCLlavaResampler
+from mqt_llava.models.modeling_quecc_llava import QueCCLlavaResampler
 
 
 @pytest.fixture

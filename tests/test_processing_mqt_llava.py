@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaImageProcessorPil, ProcessorMixin
 
-import mqt_llava.processing_compressed_llava as processing
+import mqt_llava.models.processing_compressed_llava as processing
 from mqt_llava import MQTLlavaProcessor
 
 

@@ -51,7 +51,7 @@ from transformers import (
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration, MQTLlavaProcessor
-from mqt_llava.processing_compressed_llava import V1_CHAT_TEMPLATE
+from mqt_llava.models.processing_compressed_llava import V1_CHAT_TEMPLATE
 from mqt_llava.training import (
     BudgetCollator,
     MQTLlavaTrainer,

@@ -13,14 +13,14 @@ from transformers import (
     AutoProcessor,
 )
 
-from .adaptive_mqt_llava import AdaptiveBudget
-from .cache_compressed_llava import VisualTokenCache
-from .configuration_mqt_llava import MQTLlavaConfig
-from .configuration_quecc_llava import QueCCLlavaConfig
-from .modeling_mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaModel, MQTLlavaPreTrainedModel
-from .modeling_quecc_llava import QueCCLlavaForConditionalGeneration, QueCCLlavaModel, QueCCLlavaPreTrainedModel
-from .processing_mqt_llava import MQTLlavaProcessor
-from .processing_quecc_llava import QueCCLlavaProcessor
+from .models.adaptive_decoding import AdaptiveBudget
+from .models.configuration_mqt_llava import MQTLlavaConfig
+from .models.configuration_quecc_llava import QueCCLlavaConfig
+from .models.modeling_mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaModel, MQTLlavaPreTrainedModel
+from .models.modeling_quecc_llava import QueCCLlavaForConditionalGeneration, QueCCLlavaModel, QueCCLlavaPreTrainedModel
+from .models.processing_mqt_llava import MQTLlavaProcessor
+from .models.processing_quecc_llava import QueCCLlavaProcessor
+from .models.visual_token_cache import VisualTokenCache
 
 
 for config, model, model_with_head, processor in (

@@ -14,7 +14,7 @@ def original(tmp_path):
 @pytest.fixture
 def main():
     """The command, which the tests of another replace."""
-    from convert_mqt_llava_weights_to_hf import main
+    from mqt_llava.conversion.convert_mqt_llava import main
 
     return main
 
@@ -48,7 +48,7 @@ def refused(convert, tmp_path, capsys):
 @pytest.fixture(scope="session", params=GOLDEN_NAMES)
 def golden(request, tmp_path_factory):
     """(original folder, converted folder) of each golden checkpoint."""
-    from convert_mqt_llava_weights_to_hf import main
+    from mqt_llava.conversion.convert_mqt_llava import main
 
     output = tmp_path_factory.mktemp("converted") / request.param
     main(["--input", str(FIXTURES / request.param), "--output", str(output), "--check"])
@@ -58,7 +58,7 @@ def golden(request, tmp_path_factory):
 @pytest.fixture(scope="session")
 def expected(tmp_path_factory):
     """The tensors of the first golden checkpoint, converted."""
-    from convert_mqt_llava_weights_to_hf import main
+    from mqt_llava.conversion.convert_mqt_llava import main
 
     output = tmp_path_factory.mktemp("expected") / "converted"
     main(["--input", str(FIXTURES / GOLDEN_NAMES[0]), "--output", str(output)])

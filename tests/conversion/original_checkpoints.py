@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from checkpoint_reader import CheckpointReader
 from helpers import FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from mqt_llava.conversion.checkpoint_reader import CheckpointReader
 
 
 RESAMPLER = "model.query_abstractor."

@@ -1,6 +1,7 @@
 import pytest
-from atomic_folder import atomic_folder, clean_up
-from conversion_error import ConversionError
+
+from mqt_llava.conversion.atomic_folder import atomic_folder, clean_up
+from mqt_llava.conversion.conversion_error import ConversionError
 
 
 def content(folder):

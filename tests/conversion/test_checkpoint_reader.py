@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_reader import CheckpointReader
-from conversion_error import ConversionError
 from safetensors.torch import save_file
+
+from mqt_llava.conversion.checkpoint_reader import CheckpointReader
+from mqt_llava.conversion.conversion_error import ConversionError
 
 
 TENSORS = {

@@ -2,13 +2,13 @@ import json
 
 import pytest
 import torch
-from checkpoint_reader import CheckpointReader
 from original_checkpoints import RESAMPLER, VISION, assert_same_tensors
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration, MQTLlavaProcessor
+from mqt_llava.conversion.checkpoint_reader import CheckpointReader
 
 
 def split_in_two(tensors):
@@ -82,7 +82,7 @@ def test_config_says_what_the_model_is(golden):
     assert auto_map == MQTLlavaConfig.remote_classes
     for name in auto_map.values():
         assert (golden[1] / f"{name.split('.')[0]}.py").is_file()
-    assert (golden[1] / "generation_mqt_llava.py").is_file(), "what the code files import travels with them"
+    assert (golden[1] / "adaptive_decoding.py").is_file(), "what the code files import travels with them"
 
 
 def test_generation_config_leaves_greedy_greedy(original, convert):

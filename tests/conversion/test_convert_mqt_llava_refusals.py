@@ -7,13 +7,12 @@ import subprocess
 import sys
 import time
 
-import hub_folders
 import pytest
-import shard_writer
-import tensor_recipes
 import torch
 from helpers import REPOSITORY
 from original_checkpoints import RESAMPLER, VISION
+
+from mqt_llava.conversion import hub_folders, shard_writer, tensor_recipes
 
 
 # What is refused
@@ -198,14 +197,15 @@ def test_disk_that_will_be_full(original, refused, monkeypatch):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX")
 def test_killed_in_the_middle(original, convert, tmp_path):
     slow = (
-        "import sys, time, tensor_recipes, convert_mqt_llava_weights_to_hf as command\n"
+        "import sys, time\n"
+        "from mqt_llava.conversion import convert_mqt_llava as command, tensor_recipes\n"
         "cook = tensor_recipes.Recipe.tensor\n"
         "tensor_recipes.Recipe.tensor = lambda *args: time.sleep(0.2) or cook(*args)\n"
         "command.main(sys.argv[1:])\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", slow, "--input", str(original.folder), "--output", str(tmp_path / "converted")],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY / "conversion"), str(REPOSITORY / "src")])},
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY / "src")},
         stderr=subprocess.DEVNULL,
     )
     try:

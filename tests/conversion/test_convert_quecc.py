@@ -6,9 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import tensor_recipes
 import torch
-from checkpoint_reader import CheckpointReader
 from helpers import FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME
 from original_checkpoints import PROJECTOR, RESAMPLER, VISION, Original, assert_same_tensors
 from PIL import Image
@@ -17,6 +15,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import mqt_llava
 from mqt_llava import QueCCLlavaConfig, QueCCLlavaForConditionalGeneration, QueCCLlavaProcessor
+from mqt_llava.conversion import tensor_recipes
+from mqt_llava.conversion.checkpoint_reader import CheckpointReader
 
 
 COMPRESSION = "mm_vision_token_compression_"
@@ -29,7 +29,7 @@ def original(tmp_path):
 
 @pytest.fixture
 def main():
-    from convert_quecc_weights_to_hf import main
+    from mqt_llava.conversion.convert_quecc_llava import main
 
     return main
 
@@ -165,7 +165,7 @@ def test_a_converted_folder_loads_without_the_package(converted_quecc, tmp_path)
     result = json.loads(run.stdout.split("RESULT", 1)[1])
     assert result == ["QueCCLlavaForConditionalGeneration", "transformers_modules", expected]
     for file in converted_quecc.glob("*.py"):
-        assert file.read_text() == (Path(mqt_llava.__file__).parent / file.name).read_text()
+        assert file.read_text() == (Path(mqt_llava.__file__).parent / "models" / file.name).read_text()
 
 
 # What goes in
@@ -310,7 +310,7 @@ def test_checkpoint_of_the_other_kind(original, refused):
 
 
 def test_checkpoint_of_this_kind_for_the_other_command(original, tmp_path):
-    from convert_mqt_llava_weights_to_hf import main
+    from mqt_llava.conversion.convert_mqt_llava import main
 
     def refused():
         with pytest.raises(SystemExit) as caught:

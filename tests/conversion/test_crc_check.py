@@ -1,8 +1,9 @@
 import pytest
 import torch
-from conversion_error import ConversionError
-from crc_check import check_crcs, crc_report
 from safetensors.torch import save_file
+
+from mqt_llava.conversion.conversion_error import ConversionError
+from mqt_llava.conversion.crc_check import check_crcs, crc_report
 
 
 TENSORS = {"a": torch.arange(1000.0), "b": torch.ones(3)}

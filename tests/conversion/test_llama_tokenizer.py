@@ -6,11 +6,12 @@ import sys
 
 import pytest
 import torch
-from conversion_error import ConversionError
 from helpers import FIXTURES, GOLDEN_NAMES
-from llama_tokenizer import convert_llama_tokenizer
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
+
+from mqt_llava.conversion.conversion_error import ConversionError
+from mqt_llava.conversion.llama_tokenizer import convert_llama_tokenizer
 
 
 IMAGE = 1000

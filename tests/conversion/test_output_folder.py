@@ -3,10 +3,12 @@ import shutil
 
 import pytest
 import torch
-from conversion_error import ConversionError
-from output_folder import check_output
 from safetensors.torch import save_file
-from shard_writer import TensorSpec, write_shards
+
+from mqt_llava.conversion.conversion_error import ConversionError
+from mqt_llava.conversion.output_folder import check_output
+from mqt_llava.conversion.shard_writer import TensorSpec, write_shards
+from mqt_llava.models import modeling_mqt_llava
 
 
 @pytest.fixture
@@ -14,8 +16,9 @@ def written(tmp_path):
     """A folder as a conversion leaves it."""
     folder = tmp_path / "written"
     folder.mkdir()
-    for name in ("config.json", "README.md", "modeling_mqt_llava.py", "chat_template.jinja"):
+    for name in ("config.json", "README.md", "chat_template.jinja"):
         (folder / name).write_text("{}")
+    shutil.copy(modeling_mqt_llava.__file__, folder)
     write_shards(folder, {"a": TensorSpec(torch.float32, (1,))}, lambda name: torch.ones(1), 10**9)
     return folder
 
@@ -79,7 +82,7 @@ def test_what_a_conversion_wrote_is_replaced_if_asked(written):
     assert "is not empty. Pass --overwrite" in refused(written, overwrite=False)
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "train.py", ".git", "model.bin", "model-1.safetensors", "a.json"])
+@pytest.mark.parametrize("name", ["notes.txt", "train.py", "placeholders.py", ".git", "model.bin", "model-1.safetensors", "a.json"])
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_what_no_conversion_wrote_is_kept(written, name, overwrite):
     (written / name).write_text("mine")

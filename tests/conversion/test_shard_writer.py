@@ -2,11 +2,12 @@ import json
 
 import pytest
 import torch
-from checkpoint_reader import CheckpointReader
-from conversion_error import ConversionError
 from safetensors import safe_open
 from safetensors.torch import load_file
-from shard_writer import DTYPE_NAMES, TensorSpec, parse_size, write_shards
+
+from mqt_llava.conversion.checkpoint_reader import CheckpointReader
+from mqt_llava.conversion.conversion_error import ConversionError
+from mqt_llava.conversion.shard_writer import DTYPE_NAMES, TensorSpec, parse_size, write_shards
 
 
 def specs_of(tensors):

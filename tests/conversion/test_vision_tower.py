@@ -1,7 +1,8 @@
 import pytest
-import vision_tower
-from conversion_error import ConversionError
-from vision_tower import find_vision_tower, infer_vision_config, num_layers_used
+
+from mqt_llava.conversion import vision_tower
+from mqt_llava.conversion.conversion_error import ConversionError
+from mqt_llava.conversion.vision_tower import find_vision_tower, infer_vision_config, num_layers_used
 
 
 class Shapes:

@@ -1,8 +1,9 @@
 import json
 
 import pytest
-from conversion_error import ConversionError
-from weight_files import find_weight_files
+
+from mqt_llava.conversion.conversion_error import ConversionError
+from mqt_llava.conversion.weight_files import find_weight_files
 
 
 SAFETENSORS_INDEX, BIN_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"

@@ -14,8 +14,8 @@ import PIL.Image
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from mqt_llava import cache_fitting_compressed_llava as fitting
-from mqt_llava import generation_mqt_llava, processing_compressed_llava
+from mqt_llava.models import adaptive_decoding, processing_compressed_llava
+from mqt_llava.models import cache_fitting as fitting
 
 from .runner import Failure, quiet, run, run_case
 
@@ -46,7 +46,7 @@ def reuse_by_the_first_image() -> AbstractContextManager:
             and all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
         )
 
-    return mock.patch.object(generation_mqt_llava, "can_reuse", can_reuse)
+    return mock.patch.object(adaptive_decoding, "can_reuse", can_reuse)
 
 
 def compare_numbers_alone() -> AbstractContextManager:

@@ -28,9 +28,9 @@ def original_tensors(name: str) -> dict[str, torch.Tensor]:
 
 def command(name: str):
     if name == QUECC_GOLDEN_NAME:
-        from convert_quecc_weights_to_hf import main
+        from mqt_llava.conversion.convert_quecc_llava import main
     else:
-        from convert_mqt_llava_weights_to_hf import main
+        from mqt_llava.conversion.convert_mqt_llava import main
     return main
 
 

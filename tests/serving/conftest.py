@@ -25,8 +25,9 @@ def start_process(**kwargs) -> ProcessPoolExecutor:
 @pytest.fixture(scope="session")
 def legacy_false(tmp_path_factory):
     """The original checkpoint whose tokenizer has `legacy: false`, converted."""
-    from convert_mqt_llava_weights_to_hf import main
     from serving_cases import LEGACY_FALSE, widen_heads
+
+    from mqt_llava.conversion.convert_mqt_llava import main
 
     folder = tmp_path_factory.mktemp("converted") / "legacy_false"
     main(["--input", str(LEGACY_FALSE), "--output", str(folder)])

@@ -20,7 +20,7 @@ from mqt_llava import (
     QueCCLlavaForConditionalGeneration,
     QueCCLlavaProcessor,
 )
-from mqt_llava.processing_compressed_llava import IMAGE_TOKEN
+from mqt_llava.models.processing_compressed_llava import IMAGE_TOKEN
 
 
 MQT_TOKENS, QUECC_TOKENS = tiny_config().max_visual_tokens, tiny_quecc_config().num_visual_tokens

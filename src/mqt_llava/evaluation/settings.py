@@ -4,8 +4,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..configuration_mqt_llava import MQTLlavaConfig
-from ..numbers_compressed_llava import check_num_visual_tokens
+from ..models.configuration_compressed_llava import check_num_visual_tokens
+from ..models.configuration_mqt_llava import MQTLlavaConfig
 
 
 DEFAULT_STOP = "\n\n"  # which lmms-eval adds to tasks that name none; answers of several paragraphs are whole

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from transformers import ProcessorMixin
 
-from ..adaptive_mqt_llava import AdaptiveBudget
-from ..modeling_mqt_llava import MQTLlavaForConditionalGeneration
+from ..models.adaptive_decoding import AdaptiveBudget
+from ..models.modeling_mqt_llava import MQTLlavaForConditionalGeneration
 from ..training.records import read_record
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..numbers_compressed_llava import check_num_visual_tokens
+from ..models.configuration_compressed_llava import check_num_visual_tokens
 from .vision_towers import VisionTower, vision_tower
 
 

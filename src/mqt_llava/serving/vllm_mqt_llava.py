@@ -24,16 +24,16 @@ from vllm.model_executor.models.transformers.multimodal import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import MultiModalDataParser
 
-from ..images_compressed_llava import to_rgb
-from ..modeling_compressed_llava import NEVER
-from ..numbers_compressed_llava import check_num_visual_tokens
+from ..models.configuration_compressed_llava import check_num_visual_tokens
+from ..models.modeling_compressed_llava import NEVER
+from ..models.processing_compressed_llava import to_rgb
 
 
 if TYPE_CHECKING:
     from vllm.inputs import MultiModalInput
     from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
-    from ..processing_mqt_llava import MQTLlavaProcessor
+    from ..models.processing_mqt_llava import MQTLlavaProcessor
 
 
 NAME = "num_visual_tokens"

@@ -9,12 +9,12 @@ from transformers import (
     LlavaImageProcessorPil,
 )
 
-from ..modeling_compressed_llava import CompressedLlavaForConditionalGeneration
-from ..modeling_mqt_llava import MQTLlavaForConditionalGeneration
-from ..modeling_quecc_llava import QueCCLlavaForConditionalGeneration
-from ..processing_compressed_llava import IMAGE_TOKEN, CompressedLlavaProcessor
-from ..processing_mqt_llava import MQTLlavaProcessor
-from ..processing_quecc_llava import QueCCLlavaProcessor
+from ..models.modeling_compressed_llava import CompressedLlavaForConditionalGeneration
+from ..models.modeling_mqt_llava import MQTLlavaForConditionalGeneration
+from ..models.modeling_quecc_llava import QueCCLlavaForConditionalGeneration
+from ..models.processing_compressed_llava import IMAGE_TOKEN, CompressedLlavaProcessor
+from ..models.processing_mqt_llava import MQTLlavaProcessor
+from ..models.processing_quecc_llava import QueCCLlavaProcessor
 from .arguments import DataArguments, ModelArguments
 from .budgets import parse_budget
 from .checkpoints import load_trained_parts

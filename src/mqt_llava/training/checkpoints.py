@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..configuration_compressed_llava import CompressedLlavaConfig
+from ..models.configuration_compressed_llava import CompressedLlavaConfig
 
 
 TRAINED_PARTS_NAME = "trained_parts.safetensors"

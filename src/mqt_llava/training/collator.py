@@ -15,7 +15,7 @@ from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
 
-from ..processing_mqt_llava import MQTLlavaProcessor
+from ..models.processing_mqt_llava import MQTLlavaProcessor
 from .budgets import BudgetSampler
 from .records import read_record
 from .tally import Tally

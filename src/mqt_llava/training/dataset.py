@@ -11,7 +11,7 @@ from typing import Any
 from PIL.Image import Image
 from torch.utils.data import Dataset
 
-from ..images_compressed_llava import load_rgb
+from ..models.processing_compressed_llava import load_rgb
 from .records import RecordError, read_record
 from .tally import Tally
 

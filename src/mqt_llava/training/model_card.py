@@ -7,7 +7,8 @@ from huggingface_hub import ModelCard
 from transformers.modelcard import TrainingSummary
 from transformers.utils.hub import create_and_tag_model_card
 
-from ..card_compressed_llava import (
+from ..models.configuration_compressed_llava import CompressedLlavaConfig
+from ..models.model_card import (
     LOADING,
     WITH_THE_PACKAGE,
     base_models,
@@ -18,7 +19,6 @@ from ..card_compressed_llava import (
     usage,
     write_card,
 )
-from ..configuration_compressed_llava import CompressedLlavaConfig
 
 
 LOADING_ADAPTERS = """\

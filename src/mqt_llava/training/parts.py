@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ..modeling_compressed_llava import CompressedLlavaForConditionalGeneration
+from ..models.modeling_compressed_llava import CompressedLlavaForConditionalGeneration
 
 
 # The head goes with the decoder, whose embeddings it may share.

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..processing_quecc_llava import QueCCLlavaProcessor
+from ..models.processing_quecc_llava import QueCCLlavaProcessor
 from .budgets import FixedBudget
 from .collator import BudgetCollator
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..processing_compressed_llava import IMAGE_TOKEN
+from ..models.processing_compressed_llava import IMAGE_TOKEN
 
 
 LLAVA_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}

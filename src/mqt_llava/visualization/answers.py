@@ -8,8 +8,8 @@ from PIL import Image
 from transformers import ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..modeling_mqt_llava import MQTLlavaForConditionalGeneration
-from ..numbers_compressed_llava import check_num_visual_tokens
+from ..models.configuration_compressed_llava import check_num_visual_tokens
+from ..models.modeling_mqt_llava import MQTLlavaForConditionalGeneration
 
 
 @dataclass

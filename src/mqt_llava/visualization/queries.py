@@ -5,8 +5,8 @@ image, and these maps are properties of a checkpoint.
 
 import torch
 
-from ..modeling_mqt_llava import MQTLlavaForConditionalGeneration
-from ..numbers_compressed_llava import check_num_visual_tokens
+from ..models.configuration_compressed_llava import check_num_visual_tokens
+from ..models.modeling_mqt_llava import MQTLlavaForConditionalGeneration
 
 
 @torch.no_grad()

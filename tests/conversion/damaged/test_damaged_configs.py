@@ -4,10 +4,11 @@ import json
 import shutil
 import time
 
-import hub_folders
 import pytest
 import torch
 from original_checkpoints import POINTER, VISION
+
+from mqt_llava.conversion import hub_folders
 
 
 DEEP = '{"a":' + "[" * 100_000

@@ -4,12 +4,13 @@ import json
 import shutil
 from fnmatch import fnmatch
 
-import hub_folders
 import pytest
 import torch
-from checkpoint_reader import CheckpointReader
 from original_checkpoints import KINDS, VISION, assert_same_tensors
 from safetensors.torch import save_file
+
+from mqt_llava.conversion import hub_folders
+from mqt_llava.conversion.checkpoint_reader import CheckpointReader
 
 
 def test_an_unrelated_safetensors_file_beside_an_index_of_bin(original, convert):
