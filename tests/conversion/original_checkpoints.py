@@ -29,10 +29,8 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    GOLDEN_NAMES[0]: Kind(
-        "convert_mqt_llava_weights_to_hf", RESAMPLER, RESAMPLER + "ln_v.bias", "query_abstractor.bin"
-    ),
-    QUECC_GOLDEN_NAME: Kind("convert_quecc_weights_to_hf", PROJECTOR, PROJECTOR + "3.bias", "mm_projector.bin"),
+    GOLDEN_NAMES[0]: Kind("convert_mqt_llava", RESAMPLER, RESAMPLER + "ln_v.bias", "query_abstractor.bin"),
+    QUECC_GOLDEN_NAME: Kind("convert_quecc_llava", PROJECTOR, PROJECTOR + "3.bias", "mm_projector.bin"),
 }
 
 

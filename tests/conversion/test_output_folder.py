@@ -82,11 +82,16 @@ def test_what_a_conversion_wrote_is_replaced_if_asked(written):
     assert "is not empty. Pass --overwrite" in refused(written, overwrite=False)
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "train.py", "placeholders.py", ".git", "model.bin", "model-1.safetensors", "a.json"])
+@pytest.mark.parametrize("name", ["notes.txt", "train.py", ".git", "model.bin", "model-1.safetensors", "a.json"])
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_what_no_conversion_wrote_is_kept(written, name, overwrite):
     (written / name).write_text("mine")
     assert f"no conversion wrote what is in it: {name}" in refused(written, overwrite)
+
+
+def test_code_of_the_right_name_that_somebody_else_wrote(written):
+    (written / "placeholders.py").write_text("mine")
+    assert "no conversion wrote what is in it: placeholders.py" in refused(written)
 
 
 def test_folders_and_links_of_the_right_names(written):

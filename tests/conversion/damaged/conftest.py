@@ -19,7 +19,7 @@ def original(kind, tmp_path):
 
 @pytest.fixture
 def main(kind):
-    return importlib.import_module(KINDS[kind].command).main
+    return importlib.import_module(f"mqt_llava.conversion.{KINDS[kind].command}").main
 
 
 @pytest.fixture
