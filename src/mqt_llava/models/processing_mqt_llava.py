@@ -72,19 +72,19 @@ class MQTLlavaProcessor(CompressedLlavaProcessor):
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "num_visual_tokens": self.num_visual_tokens}
 
-    def visual_token_counts(
-        self, asked: int | list[int] | None, num_images: int, name: str = "num_visual_tokens"
+    def num_visual_tokens_per_image(
+        self, num_visual_tokens: int | list[int] | None, num_images: int, name: str = "num_visual_tokens"
     ) -> list[int]:
-        if asked is None:
-            asked = self.max_visual_tokens if self.num_visual_tokens is None else self.num_visual_tokens
-        return check_num_visual_tokens(asked, self.max_visual_tokens, num_images, name)
+        if num_visual_tokens is None:
+            num_visual_tokens = self.max_visual_tokens if self.num_visual_tokens is None else self.num_visual_tokens
+        return check_num_visual_tokens(num_visual_tokens, self.max_visual_tokens, num_images, name)
 
     # `num_visual_tokens` is not the image processor's, and the loaded images have no `input_data_format` any more.
     def _process_images(
         self, images: ImageInput, num_visual_tokens=None, input_data_format=None, **kwargs
     ) -> tuple[BatchFeature, list[str]]:
         image_inputs = self.image_processor(images, **kwargs)
-        image_inputs["visual_token_counts"] = self.visual_token_counts(num_visual_tokens, len(images))
+        image_inputs["visual_token_counts"] = self.num_visual_tokens_per_image(num_visual_tokens, len(images))
         return image_inputs, [self.replace_image_token(image_inputs, index) for index in range(len(images))]
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:

@@ -158,8 +158,10 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
             questions += [question] * len(images)
         return questions
 
-    def visual_token_counts(self, asked: int | None, num_images: int, name: str = "num_visual_tokens") -> list[int]:
-        check_fixed_number(asked, self.max_visual_tokens, name)
+    def num_visual_tokens_per_image(
+        self, num_visual_tokens: int | None, num_images: int, name: str = "num_visual_tokens"
+    ) -> list[int]:
+        check_fixed_number(num_visual_tokens, self.max_visual_tokens, name)
         return [self.max_visual_tokens] * num_images
 
     # `num_visual_tokens` is not the image processor's, and the loaded images have no `input_data_format` any more.
