@@ -8,6 +8,7 @@ behind the image are processed at the next level.
 """
 
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,7 +58,7 @@ class AdaptiveBudget:
     margin: float = 0.0
     num_probed_tokens: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.levels is not None:
             check_levels(self.levels)
             self.levels = list(self.levels)
@@ -90,7 +91,7 @@ def check_levels(levels: list[int]) -> None:
         raise ValueError(f"`levels` is {levels}, but must be positive and ascend.")
 
 
-def resolve_budget(value, calibrated: dict | None):
+def resolve_budget(value: Any, calibrated: dict | None) -> Any:
     """
     What `num_visual_tokens` says: an [`AdaptiveBudget`] where it is one, its dict or "auto", else the value itself.
 
@@ -342,12 +343,16 @@ def merge_states(prompts: list[ProbedPrompt], cache: DynamicCache) -> None:
 class AdaptiveDecoding(PromptFitting):
     """`generate` with a budget that chooses a number of visual tokens for each prompt."""
 
-    def _fit_prompt(self, prompt: Prompt, config: GenerationConfig, num_visual_tokens, kwargs: dict) -> FittedPrompt:
+    def _fit_prompt(
+        self, prompt: Prompt, config: GenerationConfig, num_visual_tokens: Any, kwargs: dict
+    ) -> FittedPrompt:
         if isinstance(num_visual_tokens, AdaptiveBudget):
             return self._fit_to_budget(prompt, config, num_visual_tokens, kwargs)
         return super()._fit_prompt(prompt, config, num_visual_tokens, kwargs)
 
-    def _fit_to_budget(self, prompt: Prompt, config, budget: AdaptiveBudget, kwargs: dict) -> FittedPrompt:
+    def _fit_to_budget(
+        self, prompt: Prompt, config: GenerationConfig, budget: AdaptiveBudget, kwargs: dict
+    ) -> FittedPrompt:
         """Finds the level of visual tokens that each prompt needs, and fits the prompts to these."""
         cache, levels = kwargs.get("past_key_values"), budget.levels_for(self.config.max_visual_tokens)
         is_filled = cache is not None and cache.get_seq_length() > 0
@@ -401,7 +406,7 @@ class AdaptiveDecoding(PromptFitting):
         prompt: Prompt,
         probed: list[ProbedPrompt],
         old_num_visual_tokens: list[int],
-        config,
+        config: GenerationConfig,
         reuse: bool,
         kwargs: dict,
     ) -> FittedPrompt:

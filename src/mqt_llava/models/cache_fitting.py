@@ -2,6 +2,7 @@
 """Prompts fitted to a cache that is filled: what it holds of them, and what is left to compute."""
 
 from dataclasses import dataclass, field, replace
+from typing import NoReturn
 
 import torch
 from torch import nn
@@ -49,7 +50,7 @@ class FittedPrompt:
     outcome: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-def raise_other_prompt(cached: list[list[ShownImage]], images: list[list[ShownImage]]):
+def raise_other_prompt(cached: list[list[ShownImage]], images: list[list[ShownImage]]) -> NoReturn:
     old, new = ([image.num_visual_tokens for row in rows for image in row] for rows in (cached, images))
     raise ValueError(
         f"`past_key_values` holds images at {old} visual tokens, but the prompt now asks for {new}; or it holds other "

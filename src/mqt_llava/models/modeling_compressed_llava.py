@@ -7,7 +7,9 @@ and says in `get_image_features` what that reads.
 """
 
 import copy
+import os
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -32,6 +34,9 @@ from .model_card import CardTexts, fill_empty_card
 from .placeholders import encoded_images
 
 
+Model = TypeVar("Model", bound="CompressedLlavaPreTrainedModel")
+ModelWithHead = TypeVar("ModelWithHead", bound="CompressedLlavaForConditionalGeneration")
+
 NEVER = -1e4  # a logit whose exponential is zero in every dtype, and that every dtype can hold
 
 
@@ -55,7 +60,13 @@ class CompressedLlavaPreTrainedModel(LlavaPreTrainedModel):
     config: CompressedLlavaConfig
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+    def from_pretrained(
+        cls: type[Model],
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Model:
         """
         As [`~PreTrainedModel.from_pretrained`].
 
@@ -97,7 +108,7 @@ class CompressedLlavaModel(CompressedLlavaPreTrainedModel, LlavaModel):
         """The compressor by LLaVA's name, by which transformers' exporters find it."""
         return self.resampler
 
-    def _drop_unused_vision_layers(self):
+    def _drop_unused_vision_layers(self) -> None:
         """Keeps the layers of the vision tower up to the last one whose output is used."""
         num_layers = self.config.vision_config.num_hidden_layers
         self.used_vision_layers = []
@@ -117,7 +128,7 @@ class CompressedLlavaModel(CompressedLlavaPreTrainedModel, LlavaModel):
             if isinstance(module, nn.ModuleList) and len(module) == num_layers:
                 del module[num_used:]
 
-    def encode_patches(self, pixel_values: torch.Tensor, **kwargs) -> tuple[ModelOutput, list[torch.Tensor]]:
+    def encode_patches(self, pixel_values: torch.Tensor, **kwargs: Any) -> tuple[ModelOutput, list[torch.Tensor]]:
         """
         Runs the vision tower.
 
@@ -190,7 +201,12 @@ class CompressedLlavaModel(CompressedLlavaPreTrainedModel, LlavaModel):
         return placeholders.unsqueeze(-1).to(image_features.device)
 
     def check_inputs(
-        self, input_ids, inputs_embeds, pixel_values, mm_encoder_outputs, kwargs: dict
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.Tensor | None,
+        pixel_values: torch.Tensor | None,
+        mm_encoder_outputs: dict[str, ModelOutput] | None,
+        kwargs: dict,
     ) -> ModelOutput | None:
         """
         What LLaVA's forward checks, before anything is computed; takes arguments that choose features out of `kwargs`.
@@ -238,14 +254,14 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ll
 
     @classmethod
     def from_vision_text_pretrained(
-        cls,
+        cls: type[ModelWithHead],
         vision: str | PreTrainedModel,
         text: str | PreTrainedModel,
         *,
         image_token_id: int | None = None,
         dtype: str | torch.dtype | None = None,
         **config_kwargs,
-    ) -> "CompressedLlavaForConditionalGeneration":
+    ) -> ModelWithHead:
         """
         Puts a new compressor between a pretrained vision tower and a pretrained decoder, ready to be trained.
 
@@ -308,7 +324,7 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ll
                 "`model.gradient_checkpointing_disable()` first, or pass `use_cache=False`."
             )
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As [`~PreTrainedModel.save_pretrained`]; a README.md that is there stays, also when it is pushed."""
         card = Path(save_directory) / "README.md"
         written = card.read_bytes() if card.is_file() else None
@@ -316,7 +332,7 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ll
         if written is not None:
             card.write_bytes(written)
 
-    def _upload_modified_files(self, working_dir, repo_id: str, *args, **kwargs):
+    def _upload_modified_files(self, working_dir: str | os.PathLike, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         # Whatever pushes comes here, with the card that the repository has, or transformers' empty one.
         fill_empty_card(Path(working_dir) / "README.md", self, repo_id)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
@@ -326,7 +342,7 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ll
         outputs: LlavaModelOutputWithPast,
         labels: torch.LongTensor | None,
         logits_to_keep: int | torch.Tensor,
-        **kwargs,
+        **kwargs: Any,
     ) -> LlavaCausalLMOutputWithPast:
         """Logits, and a loss where there are labels, of what the model returned."""
         # Only the logits that are asked for are computed.

@@ -7,12 +7,14 @@ same whether m or M of them were computed. Everything that is elastic about the 
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import GenerationConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.generation.utils import GenerateOutput
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaModelOutputWithPast
 from transformers.processing_utils import Unpack
@@ -93,7 +95,7 @@ class MQTLlavaResampler(nn.Module):
     def attention_weights(self, num_patches: int, num_visual_tokens: int) -> torch.Tensor:
         """Where each query looks, whatever the image: `(heads, num_visual_tokens, num_patches)`."""
 
-        def split_heads(states):
+        def split_heads(states: torch.Tensor) -> torch.Tensor:
             return states.unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
 
         # Loading in another dtype leaves tables as they were saved.
@@ -130,7 +132,7 @@ class MQTLlavaPreTrainedModel(CompressedLlavaPreTrainedModel):
     _no_split_modules = ["MQTLlavaResampler"]
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, MQTLlavaResampler):
             max_visual_tokens, width = module.query_positions.shape
@@ -274,10 +276,10 @@ class MQTLlavaForConditionalGeneration(
         self,
         inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
-        *args,
+        *args: Any,
         num_visual_tokens: int | list[int] | str | AdaptiveBudget | None = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> GenerateOutput | torch.LongTensor:
         """
         [`~GenerationMixin.generate`] at any number of visual tokens, whatever number the prompt was made with.
 

@@ -8,12 +8,14 @@ decoder reads the question twice: alone, without gradients, for the compressor, 
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.generation.utils import GenerateOutput
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaModelOutputWithPast
 from transformers.processing_utils import Unpack
@@ -116,7 +118,7 @@ class QueCCLlavaPreTrainedModel(CompressedLlavaPreTrainedModel):
     _no_split_modules = ["QueCCLlavaResampler"]
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, QueCCLlavaResampler):
             # As the original, which leaves it to torch.
@@ -285,7 +287,14 @@ class QueCCLlavaForConditionalGeneration(
         return self.model.get_image_features(pixel_values, query_input_ids, query_attention_mask, **kwargs)
 
     @torch.no_grad()
-    def generate(self, inputs=None, generation_config=None, *args, num_visual_tokens: int | None = None, **kwargs):
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        num_visual_tokens: int | None = None,
+        **kwargs: Any,
+    ) -> GenerateOutput | torch.LongTensor:
         """
         As [`~GenerationMixin.generate`], and conversations as with [`MQTLlavaForConditionalGeneration`]: a filled
         `past_key_values` and the whole conversation give the answer of a call without the cache. Rows may be padded

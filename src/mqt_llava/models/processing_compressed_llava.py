@@ -6,6 +6,7 @@ import io
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,9 +14,10 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 import transformers
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ChannelDimension, ImageInput, infer_channel_dimension_format, load_image
 from transformers.processing_utils import MultiModalData, ProcessorMixin
-from transformers.tokenization_utils_base import TextInput
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase, TextInput
 from transformers.utils import is_numpy_array
 
 from .configuration_compressed_llava import plain_numbers
@@ -75,11 +77,11 @@ class CompressedLlavaProcessor(ProcessorMixin):
 
     def __init__(
         self,
-        image_processor=None,
-        tokenizer=None,
+        image_processor: BaseImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         max_visual_tokens: int = 256,
         chat_template: str | None = V1_CHAT_TEMPLATE,
-        **kwargs,
+        **kwargs: Any,
     ):
         # Checks that these are an image processor and a tokenizer.
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
@@ -103,7 +105,9 @@ class CompressedLlavaProcessor(ProcessorMixin):
     def validate_init_kwargs(processor_config: dict, valid_kwargs: list[str]) -> tuple[dict, dict]:
         return ProcessorMixin.validate_init_kwargs(processor_config, [*valid_kwargs, "num_visual_tokens"])
 
-    def prepare_inputs_layout(self, images: ImageInput | None = None, text: TextInput | None = None, **kwargs):
+    def prepare_inputs_layout(
+        self, images: ImageInput | None = None, text: TextInput | list[TextInput] | None = None, **kwargs: Any
+    ) -> Any:
         """Loads the images, into one flat list of RGB images; prompts without any are text alone."""
         is_batch = isinstance(text, (list, tuple))
         if text is not None and not all(isinstance(sample, str) for sample in (text if is_batch else [text])):
@@ -167,7 +171,9 @@ class CompressedLlavaProcessor(ProcessorMixin):
         """
         raise NotImplementedError
 
-    def validate_inputs(self, images: ImageInput | None = None, text: list[TextInput] | None = None, **kwargs):
+    def validate_inputs(
+        self, images: ImageInput | None = None, text: list[TextInput] | None = None, **kwargs: Any
+    ) -> None:
         if text is not None:
             num_tokens, num_images = [sample.count(self.image_token) for sample in text], len(images or [])
             if sum(num_tokens) != num_images:
@@ -194,7 +200,7 @@ class CompressedLlavaProcessor(ProcessorMixin):
                     f"but images[{index}] holds {len(row)} images."
                 )
 
-    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
+    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs: Any) -> MultiModalData:
         """
         The placeholders that images become, for engines that reserve memory ahead of requests.
 
@@ -325,7 +331,7 @@ def to_rgb(image: PIL.Image.Image, index: int) -> PIL.Image.Image:
 
 
 @contextmanager
-def naming_image(index: int):
+def naming_image(index: int) -> Iterator[None]:
     """Whatever goes wrong in here, says which image it was. Corrupt files make decoders raise anything."""
     try:
         yield

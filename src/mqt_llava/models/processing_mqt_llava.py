@@ -4,8 +4,10 @@
 from typing import Any
 
 from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .configuration_compressed_llava import check_num_visual_tokens
 from .configuration_mqt_llava import check_max_visual_tokens
@@ -53,11 +55,11 @@ class MQTLlavaProcessor(CompressedLlavaProcessor):
 
     def __init__(
         self,
-        image_processor=None,
-        tokenizer=None,
+        image_processor: BaseImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         max_visual_tokens: int = 256,
         chat_template: str | None = V1_CHAT_TEMPLATE,
-        **kwargs,
+        **kwargs: Any,
     ):
         # Among the keywords, since transformers tells arguments of a processor from those of a call by their names.
         num_visual_tokens = kwargs.pop("num_visual_tokens", None)
@@ -87,7 +89,7 @@ class MQTLlavaProcessor(CompressedLlavaProcessor):
         image_inputs["visual_token_counts"] = self.num_visual_tokens_per_image(num_visual_tokens, len(images))
         return image_inputs, [self.replace_image_token(image_inputs, index) for index in range(len(images))]
 
-    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         return self.image_token * int(image_inputs["visual_token_counts"][image_idx])
 
     @property

@@ -2,6 +2,7 @@
 """Prompts fitted to what `generate` is asked for: to numbers of visual tokens, and to what a cache holds of them."""
 
 from functools import wraps
+from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin
@@ -58,7 +59,7 @@ class PromptFitting(CacheFitting):
         outputs = super().generate(inputs, generation_config, *args, **kwargs)
         return self._finish(outputs, prompt.ids, fitted, config, kwargs.get("past_key_values"))
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args: Any, **kwargs: Any) -> None:
         """As transformers does it; but a [`DynamicCache`] of its making is one that knows its prompts."""
         is_passed = model_kwargs.get("past_key_values") is not None
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
@@ -67,7 +68,7 @@ class PromptFitting(CacheFitting):
             model_kwargs["past_key_values"] = VisualTokenCache.from_dynamic(made)
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)  # whose signature transformers looks at
-    def prepare_inputs_for_generation(self, *args, **kwargs) -> dict:
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict:
         """
         As transformers does it, but for guesses. Prompt lookup guesses that what followed in the prompt follows again,
         be it placeholders: no answer holds any, and there are no visual tokens for them.
