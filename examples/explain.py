@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     words = answer.tokens[:-1] if answer.answer_ids[-1] == processor.tokenizer.eos_token_id else answer.tokens
     if not words:
         parser.error("the model's answer is empty: there is nothing to explain but an --answer of yours")
-    probabilities = visual.probabilities_by_budget(answer, budgets)[:, : len(words)]
+    probabilities = visual.probabilities_by_num_visual_tokens(answer, budgets)[:, : len(words)]
     args.answer_tokens = args.answer_tokens or sorted(visual.largest_changes(probabilities[[0, -1]], 4)[0])
     total = len(args.answer_tokens) * len(budgets) + sum(token < m for token in args.visual_tokens for m in budgets)
     progress = tqdm(total=total, desc="heatmaps")

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     from mqt_llava import MQTLlavaConfig
-    from mqt_llava.planning import largest_budget, measure_profile, request_cost
+    from mqt_llava.planning import largest_num_visual_tokens, measure_profile, request_cost
 
     config, profile = AutoConfig.from_pretrained(args.model), None
     if not isinstance(config, MQTLlavaConfig):
@@ -55,9 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
     limits = {"flops": args.flops, "kv_bytes": args.kv_bytes, "seconds": args.seconds}
     if any(limit is not None for limit in limits.values()):
         try:
-            print(
-                f"\nLargest budget within limits: m = {largest_budget(config, **limits, profile=profile, **request)}"
-            )
+            most = largest_num_visual_tokens(config, **limits, profile=profile, **request)
+            print(f"\nLargest m within limits: {most}")
         except ValueError as error:
             parser.error(str(error))
 

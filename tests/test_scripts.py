@@ -84,7 +84,7 @@ def test_the_examples_of_plan_budget_run(monkeypatch, capsys):
     assert len(commands) == 2
     for command in commands:
         plan_budget.main(shlex.split(command))
-        assert "Largest budget within limits: m = " in capsys.readouterr().out
+        assert "Largest m within limits: " in capsys.readouterr().out
 
 
 def test_the_end_of_an_answer_has_no_row(tmp_path, monkeypatch, capsys):

@@ -134,8 +134,12 @@ class StagedCollator(BudgetCollator):
         super().__init__(processor, parse_budget(budget), seed=seed)
         self.early_budget, self.first_drawn = early_budget, first_drawn
 
-    def draw_budgets(self, record_ids: list[str]) -> list[int]:
-        return super().draw_budgets(record_ids) if int(record_ids[0]) >= self.first_drawn else [self.early_budget]
+    def draw_num_visual_tokens(self, record_ids: list[str]) -> list[int]:
+        return (
+            super().draw_num_visual_tokens(record_ids)
+            if int(record_ids[0]) >= self.first_drawn
+            else [self.early_budget]
+        )
 
 
 def train_tokenizer(dataset: MosaicConversations, vocab_size: int) -> TokenizersBackend:

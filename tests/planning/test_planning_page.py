@@ -8,7 +8,7 @@ from helpers import REPOSITORY
 from transformers import LlavaConfig
 
 from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
-from mqt_llava.planning import largest_budget, request_cost
+from mqt_llava.planning import largest_num_visual_tokens, request_cost
 from mqt_llava.planning.decoders import decoder
 
 
@@ -55,7 +55,7 @@ def test_what_knowing_the_question_costs():
         config, request = QueCCLlavaConfig(kernel_size=kernel_sizes[int(m)]), {"text_tokens": 40 + int(length)}
         quecc = request_cost(config, query_tokens=int(length), **request).flops
         mqt = request_cost(MQTLlavaConfig(), num_visual_tokens=int(m), **request).flops
-        same = largest_budget(MQTLlavaConfig(), flops=quecc.total, **request)
+        same = largest_num_visual_tokens(MQTLlavaConfig(), flops=quecc.total, **request)
         figures = [quecc.total, quecc.question, quecc.compressor, mqt.total]
         figures = [f"{flops / 1e12:.3f}" for flops in figures] + [f"{quecc.total / mqt.total:.2f}", str(same)]
         assert shown == figures

@@ -9,7 +9,7 @@ from helpers import tiny_config
 from random_configs import random_llava_config, random_mqt_config, random_quecc_config
 from tiny_models import random_model
 
-from mqt_llava.planning import Curve, Profile, largest_budget, measure_profile, profile, request_cost
+from mqt_llava.planning import Curve, Profile, largest_num_visual_tokens, measure_profile, profile, request_cost
 
 
 def test_a_profile_predicts_and_limits(tmp_path):
@@ -20,10 +20,10 @@ def test_a_profile_predicts_and_limits(tmp_path):
     request = {"text_tokens": 8, "new_tokens": 5}
     times = [measured.seconds(request_cost(model.config, num_visual_tokens=m, **request)) for m in range(1, 17)]
     assert times == sorted(times) and times[0] > 0
-    largest = largest_budget(model.config, seconds=times[7], profile=measured, **request)
+    largest = largest_num_visual_tokens(model.config, seconds=times[7], profile=measured, **request)
     assert largest >= 8 and times[largest - 1] <= times[7] and (largest == 16 or times[largest] > times[7])
     with pytest.raises(ValueError, match="`seconds` is"):
-        largest_budget(model.config, seconds=times[0] / 2, profile=measured, **request)
+        largest_num_visual_tokens(model.config, seconds=times[0] / 2, profile=measured, **request)
 
     measured.save(tmp_path / "profile.json")
     assert Profile.load(tmp_path / "profile.json") == measured

@@ -188,7 +188,7 @@ def test_truncation_at_every_length(embedded_processor, picture, template, budge
             kept = prompts["input_ids"][0][prompts["attention_mask"][0] == 1]
             assert torch.equal(kept[kept != image_token_id], ids[ids != image_token_id])
             assert (kept == image_token_id).sum() == num_images * min(budgets)
-        counts = collator.tally.totals()
+        counts = collator.event_counts.totals()
         assert counts["conversations"] == 1
         assert counts["truncated_conversations"] == (max_length < full)
         assert counts["conversations_without_answer"] == (not (labels != -100).any())
@@ -203,7 +203,7 @@ def test_truncation_at_every_length(embedded_processor, picture, template, budge
 def test_no_length_cuts_nothing(embedded_processor, picture):
     collator = BudgetCollator(embedded_processor, FixedBudget(16))
     collator([chat("a " * 2000, "b", images=[picture])])
-    assert collator.tally.totals() == {
+    assert collator.event_counts.totals() == {
         "conversations": 1, "truncated_conversations": 0, "conversations_without_answer": 0,
     }  # fmt: skip
 
@@ -216,7 +216,7 @@ def test_nested_budgets(embedded_processor, picture):
     rows = rows_of_every_kind(picture)
     collator = BudgetCollator(embedded_processor, samplers)
     batch = collator(rows)
-    budgets = collator.draw_budgets([row["id"] for row in rows])
+    budgets = collator.draw_num_visual_tokens([row["id"] for row in rows])
     assert budgets == sorted(budgets) and budgets[-1] == 16 and 2 in budgets
     assert len(batch["nested"]) == 2
     for m, prompts in zip(budgets, [*batch["nested"], batch]):
@@ -231,14 +231,14 @@ def test_nested_budgets(embedded_processor, picture):
 def test_as_many_passes_whatever_is_drawn(embedded_processor, picture):
     """Processes wait for one another, so no budget is left out because another is the same."""
     collator = BudgetCollator(embedded_processor, [FixedBudget(4)] * 3)
-    assert collator.draw_budgets(["a"]) == [4, 4, 4]
+    assert collator.draw_num_visual_tokens(["a"]) == [4, 4, 4]
     for row in (chat("a", "b", images=[picture]), chat("a", "b")):
         assert len(collator([row])["nested"]) == 2
 
 
 def test_budgets_are_drawn_one_by_one(embedded_processor):
     collator = BudgetCollator(embedded_processor, [UniformBudget(1, 16)] * 2)
-    drawn = [collator.draw_budgets([str(number)]) for number in range(50)]
+    drawn = [collator.draw_num_visual_tokens([str(number)]) for number in range(50)]
     assert any(low != high for low, high in drawn)
 
 
@@ -293,7 +293,7 @@ def test_m_depends_on_seed_epoch_and_records(embedded_processor, picture):
         for number in range(12):
             rows = [chat("a", "b", images=[picture], id=f"{name}{number}")]
             (count,) = collator(rows)["visual_token_counts"].tolist()
-            assert [count] == collator.draw_budgets([f"{name}{number}"])
+            assert [count] == collator.draw_num_visual_tokens([f"{name}{number}"])
             counts.append(count)
         return counts
 
@@ -313,7 +313,7 @@ def test_a_pickled_collator_is_the_same(embedded_processor, picture):
         one, other = collator(rows), copy(rows)
         for mine, theirs in ((one, other), *zip(one.pop("nested"), other.pop("nested"))):
             assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
-    assert copy.tally.totals() == collator.tally.totals()
+    assert copy.event_counts.totals() == collator.event_counts.totals()
 
 
 def test_workers_draw_the_same_and_count(embedded_processor, llava_json):
@@ -327,14 +327,14 @@ def test_workers_draw_the_same_and_count(embedded_processor, llava_json):
         batches = list(loader)
         ids = dataset.ids
         for name, batch in zip(ids, batches):
-            expected = collator.draw_budgets([name]) if "mosaic" in name else [1]
+            expected = collator.draw_num_visual_tokens([name]) if "mosaic" in name else [1]
             drawn.append(expected[0])
             # A picture that the length does not leave room for is gone.
             is_there = (batch["input_ids"] == embedded_processor.image_token_id)[batch["attention_mask"] == 1].any()
             assert batch["visual_token_counts"].tolist() == (expected if is_there else [1])
-        assert collator.tally.totals()["conversations"] == 6 * (epoch + 1)
+        assert collator.event_counts.totals()["conversations"] == 6 * (epoch + 1)
     assert drawn[:4] != drawn[6:10] != drawn[12:16]
-    assert collator.tally.total("truncated_conversations") == 12
+    assert collator.event_counts.total("truncated_conversations") == 12
 
 
 # Bad arguments

@@ -46,7 +46,7 @@ def test_records_of_a_file(llava_json, llava_rows):
         for image in record["images"]:
             original = Image.open(llava_json.parent / row["image"]).convert("RGB")
             assert image.mode == "RGB" and image.tobytes() == original.tobytes()
-    assert dataset.tally.totals() == {"records": 6, "bad_records": 0}
+    assert dataset.event_counts.totals() == {"records": 6, "bad_records": 0}
     assert dataset[-1]["id"] == "text_1"
     for index in (6, -7):
         with pytest.raises(IndexError):
@@ -95,9 +95,9 @@ def test_ids_become_unique(caplog):
 def test_a_bad_image_is_replaced_by_the_next_record(kind, picture_folder, caplog):
     name = write_images(picture_folder)[kind]
     dataset = ConversationDataset(make_rows("mosaic_0.png", name, "mosaic_1.png"), picture_folder)
-    assert dataset[0]["id"] == "row_0" and dataset.tally.total("bad_records") == 0
+    assert dataset[0]["id"] == "row_0" and dataset.event_counts.total("bad_records") == 0
     assert dataset[1]["id"] == "row_2" == dataset[2]["id"]
-    assert dataset.tally.totals() == {"records": 4, "bad_records": 1}
+    assert dataset.event_counts.totals() == {"records": 4, "bad_records": 1}
     assert "Record 'row_1' (row 1) is passed over: " in caplog.text
     if kind in ("missing", "folder"):
         assert f"its image {picture_folder / name} does not exist." in caplog.text
@@ -123,7 +123,7 @@ def test_a_bad_conversation_is_replaced_by_the_next_record(changes, message, pic
     rows = make_rows("mosaic_0.png", "mosaic_1.png")
     rows[0].update(changes)
     dataset = ConversationDataset(rows, picture_folder)
-    assert dataset[0]["id"] == "row_1" and dataset.tally.total("bad_records") == 1
+    assert dataset[0]["id"] == "row_1" and dataset.event_counts.total("bad_records") == 1
     assert re.search(rf"Record 'row_0' \(row 0\) is passed over: .*{message}", caplog.text)
 
 
@@ -144,7 +144,7 @@ def test_the_share_of_many_records_counts(picture_folder):
     for _ in range(10):
         for index in range(901, 1000):
             dataset[index]
-    assert dataset.tally.totals() == {"records": 1000, "bad_records": 10}
+    assert dataset.event_counts.totals() == {"records": 1000, "bad_records": 10}
     with pytest.raises(TooManyBadRecords, match="11 of the 1001 records"):
         dataset[999]
 
@@ -170,9 +170,9 @@ def test_counts_of_workers_add_up(picture_folder):
     ids = [name for batch in loader for name in batch]
     good = [number + (names[number] == "missing.png") for number in range(40)]
     assert ids == [f"row_{number}" for number in good]
-    assert dataset.tally.totals() == {"records": 43, "bad_records": 3}
+    assert dataset.event_counts.totals() == {"records": 43, "bad_records": 3}
     # Each in a row of its own, so that none is lost when two count at once.
-    assert dataset.tally.counts[:4].any(1).tolist() == [False, True, True, False]
+    assert dataset.event_counts.counts[:4].any(1).tolist() == [False, True, True, False]
 
 
 def test_too_many_bad_records_of_all_workers_stop_the_run(picture_folder):
@@ -182,7 +182,7 @@ def test_too_many_bad_records_of_all_workers_stop_the_run(picture_folder):
     loader = DataLoader(dataset, batch_size=2, num_workers=2, collate_fn=list)
     with pytest.raises(TooManyBadRecords, match=r"`max_bad_share` \(0.09\) allows. The last one is 'row_1?\d' \(row"):
         list(loader)
-    assert dataset.tally.total("bad_records") >= 10
+    assert dataset.event_counts.total("bad_records") >= 10
 
 
 # Files

@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from mqt_llava.visualization import largest_changes, probabilities_by_budget
+from mqt_llava.visualization import largest_changes, probabilities_by_num_visual_tokens
 
 
 def test_probabilities_are_those_of_each_budget(answer):
-    probabilities = probabilities_by_budget(answer, [1, 4, 16])
+    probabilities = probabilities_by_num_visual_tokens(answer, [1, 4, 16])
     assert probabilities.shape == (3, 3) and not probabilities.requires_grad
     for row, m in zip(probabilities, (1, 4, 16)):
         expected = answer.log_probabilities(answer.visual_tokens(answer.patches, 16)[:, :m]).exp()[0]
         torch.testing.assert_close(row, expected)
     assert (probabilities[0] - probabilities[2]).abs().max() > 1e-3
     with pytest.raises(ValueError, match="1..16"):
-        probabilities_by_budget(answer, [1, 17])
+        probabilities_by_num_visual_tokens(answer, [1, 17])
 
 
 def test_the_largest_changes_come_first():

@@ -3,9 +3,9 @@ Planning: what a request costs before it is run, the most visual tokens that fit
 which few of them suffice, and whether to spend a compute budget on parameters or on visual tokens.
 """
 
-from .budget import largest_budget
 from .calibration import Calibration, calibrate
 from .cost import FlopsByPart, RequestCost, WeightBytesByPart, request_cost
+from .limits import largest_num_visual_tokens
 from .observations import Observation, read_observations
 from .profile import Curve, Profile, measure_profile
 from .scaling_fit import ScalingFit, fit_scaling_law
@@ -25,7 +25,7 @@ __all__ = [
     "WeightBytesByPart",
     "calibrate",
     "fit_scaling_law",
-    "largest_budget",
+    "largest_num_visual_tokens",
     "measure_profile",
     "read_observations",
     "request_cost",

@@ -180,7 +180,7 @@ def _time_images(model: PreTrainedModel) -> Curve:
     config, points = model.config, []
     vision = config.vision_config
     size = vision.image_size if isinstance(vision.image_size, (list, tuple)) else (vision.image_size,) * 2
-    budgets = sorted({1, config.max_visual_tokens}) if config.model_type == "mqt_llava" else [None]
+    choices = sorted({1, config.max_visual_tokens}) if config.model_type == "mqt_llava" else [None]
 
     def compress(pixels: torch.Tensor):
         _, (patches, *context) = model.model.encode_patches(pixels)
@@ -190,9 +190,9 @@ def _time_images(model: PreTrainedModel) -> Curve:
     encode = compress if config.model_type == "quecc_llava" else model.get_image_features
     for num_images in (1, 2):
         pixels = torch.zeros(num_images, vision.num_channels, *size, dtype=model.dtype, device=model.device)
-        for budget in budgets:
-            arguments = (pixels,) if budget is None else (pixels, [budget] * num_images)
-            cost = _smallest_cost(config, num_visual_tokens=budget, num_images=num_images)
+        for num_visual_tokens in choices:
+            arguments = (pixels,) if num_visual_tokens is None else (pixels, [num_visual_tokens] * num_images)
+            cost = _smallest_cost(config, num_visual_tokens=num_visual_tokens, num_images=num_images)
             seconds = _median_time(lambda arguments=arguments: encode(*arguments), model.device)
             points.append((cost.flops.vision_tower + cost.flops.compressor, seconds))
     return Curve.through(points)

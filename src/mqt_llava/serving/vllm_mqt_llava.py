@@ -57,7 +57,7 @@ class MQTLlavaProcessingInfo(MultiModalProcessingInfo):
         )
 
     def get_hf_processor(self, **kwargs: object) -> "MQTLlavaProcessor":
-        # One for every budget: by default vLLM would load a processor from its folder for each m that is asked for.
+        # One for every m: by default vLLM would load a processor from its folder for each m that is asked for.
         return super().get_hf_processor()
 
     def get_max_image_tokens(self) -> int:
@@ -80,15 +80,15 @@ class MQTLlavaProcessingInfo(MultiModalProcessingInfo):
         processor = self.get_hf_processor()
         default = processor.max_visual_tokens if processor.num_visual_tokens is None else processor.num_visual_tokens
         kwargs = self.ctx.get_merged_mm_kwargs(request_kwargs)
-        asked = {**kwargs, **(kwargs.get("images_kwargs") or {})}.get(NAME, default)
+        num_visual_tokens = {**kwargs, **(kwargs.get("images_kwargs") or {})}.get(NAME, default)
         name = f"mm_processor_kwargs['{NAME}']"
-        if isinstance(asked, (list, tuple)):
+        if isinstance(num_visual_tokens, (list, tuple)):
             raise TypeError(
-                f"`{name}` is {asked!r}, but must be one integer in 1..{processor.max_visual_tokens} for all images "
-                "of a request. Ask about images at different numbers in requests of their own."
+                f"`{name}` is {num_visual_tokens!r}, but must be one integer in 1..{processor.max_visual_tokens} for "
+                "all images of a request. Ask about images at different numbers in requests of their own."
             )
-        (asked,) = check_num_visual_tokens(asked, processor.max_visual_tokens, name=name)
-        return asked
+        (num_visual_tokens,) = check_num_visual_tokens(num_visual_tokens, processor.max_visual_tokens, name=name)
+        return num_visual_tokens
 
 
 class MQTLlavaVLLMProcessor(MultiModalProcessor):
@@ -102,8 +102,8 @@ class MQTLlavaVLLMProcessor(MultiModalProcessor):
     def get_dummy_inputs(self, **kwargs) -> "ProcessorInputs":
         """The images that vLLM reserves memory with have M visual tokens too."""
         self.info.num_visual_tokens({})  # a wrong default of the engine's is refused when it starts
-        budget = {NAME: self.info.get_max_image_tokens()}
-        return replace(super().get_dummy_inputs(**kwargs), hf_processor_mm_kwargs=budget)
+        most = {NAME: self.info.get_max_image_tokens()}
+        return replace(super().get_dummy_inputs(**kwargs), hf_processor_mm_kwargs=most)
 
     def apply(self, inputs: "ProcessorInputs", timing_ctx: "TimingContext") -> "MultiModalInput":
         processor = self.info.get_hf_processor()
@@ -119,8 +119,8 @@ class MQTLlavaVLLMProcessor(MultiModalProcessor):
         if prompt[:1] != self.leading_ids:
             prompt = [*self.leading_ids, *prompt]
         # Spelt out even where a request does not say, so that the default and the same number are one cache entry.
-        budget = {NAME: self.info.num_visual_tokens(inputs.hf_processor_mm_kwargs)}
-        return super().apply(replace(inputs, prompt=prompt, hf_processor_mm_kwargs=budget), timing_ctx)
+        mm_kwargs = {NAME: self.info.num_visual_tokens(inputs.hf_processor_mm_kwargs)}
+        return super().apply(replace(inputs, prompt=prompt, hf_processor_mm_kwargs=mm_kwargs), timing_ctx)
 
 
 @MULTIMODAL_REGISTRY.register_processor(

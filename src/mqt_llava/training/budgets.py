@@ -1,7 +1,7 @@
 """
 How many visual tokens a batch is trained on.
 
-The contract: a budget is a pure function of the seed, the epoch and the ids of the batch's records. No generator is
+The contract: m is a pure function of the seed, the epoch and the ids of the batch's records. No generator is
 kept, so it is the same with any number of data workers and after a resume, and differs from rank to rank and from step
 to step.
 """
@@ -25,10 +25,10 @@ class BudgetSampler:
     def __init__(self, weights: dict[int, float]):
         if not isinstance(weights, dict) or not weights:
             raise ValueError(f"`weights` is {weights!r}, but must say how often each m is drawn: {{4: 1, 16: 2}}.")
-        for budget, weight in weights.items():
-            check_positive_integer("m", budget)
+        for m, weight in weights.items():
+            check_positive_integer("m", m)
             if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
-                raise ValueError(f"`weights[{budget}]` is {weight!r}, but must be a positive number.")
+                raise ValueError(f"`weights[{m}]` is {weight!r}, but must be a positive number.")
         self.weights = weights
 
     @property

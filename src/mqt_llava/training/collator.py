@@ -1,8 +1,8 @@
 """
 Conversations to batches, at a number of visual tokens that is drawn for each batch.
 
-A prompt is tokenised with one placeholder per image, which is then repeated as often as the budget asks: so one text
-serves several budgets, and cutting it to a length never cuts an image.
+A prompt is tokenised with one placeholder per image, which is then repeated m times: so one text serves
+every m, and cutting it to a length never cuts an image.
 """
 
 import logging
@@ -17,8 +17,8 @@ from transformers import TrainerCallback
 
 from ..models.processing_mqt_llava import MQTLlavaProcessor
 from .budgets import BudgetSampler
+from .event_counts import EventCounts
 from .records import read_record
-from .tally import Tally
 
 
 logger = logging.getLogger(__name__)
@@ -51,14 +51,14 @@ class BudgetCollator:
             [`MQTLlavaTrainer`] encodes the images once.
         chat_template: The processor's own by default; [`PLAIN_TEMPLATE`] for stage 1.
         max_length: Tokens that a conversation can have, its visual tokens included. What is longer loses its end, and
-            images that do not fit whole with it; that is counted in `tally`.
+            images that do not fit whole with it; that is counted in `event_counts`.
         seed: Enters the draw of m, beside the epoch and the ids of the records.
 
     Raises:
         ValueError: A budget above the processor's `max_visual_tokens`, or none, or a template that marks no answers.
     """
 
-    blank_budget = 1
+    blank_num_visual_tokens = 1
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class BudgetCollator:
         if max_length is not None and max_length < 1:
             raise ValueError(f"`max_length` is {max_length}, but must be at least 1.")
         self.max_length, self.seed = max_length, seed
-        self.tally = Tally("conversations", "truncated_conversations", "conversations_without_answer")
+        self.event_counts = EventCounts("conversations", "truncated_conversations", "conversations_without_answer")
         # In shared memory, so that data workers that outlive an epoch see it.
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()
         self.epoch_callback = EpochCallback(self.epoch)
@@ -97,16 +97,16 @@ class BudgetCollator:
 
         Returns:
             `input_ids`, `attention_mask` and `labels` `(batch, length)`, `pixel_values` and `visual_token_counts` of
-            the images. With several budgets, these are at the largest, and `nested` is a list of such dicts without
+            the images. With several samplers, these are at the largest m, and `nested` is a list of such dicts without
             `pixel_values` for the others.
         """
         records = [read_record(row) for row in rows]
-        budgets = self.draw_budgets([record.id for record in records])
+        drawn = self.draw_num_visual_tokens([record.id for record in records])
         batch = self.tokenize([record.messages_with_images() for record in records])
         texts, is_kept = [], []
         for record, ids, is_answer in zip(records, batch["input_ids"], batch["assistant_masks"]):
             ids, is_answer = torch.tensor(ids), torch.tensor(is_answer, dtype=torch.bool)
-            kept = self._count_kept(record.id, ids, is_answer, budgets[-1])
+            kept = self._count_kept(record.id, ids, is_answer, drawn[-1])
             texts.append((ids[:kept], is_answer[:kept]))
             is_kept.append((torch.arange(len(ids)) < kept)[ids == self.processor.image_token_id])
 
@@ -115,10 +115,10 @@ class BudgetCollator:
         if is_blank:
             # Every process runs every part of the model, or those that wait for its gradients wait forever. So text
             # alone is followed by a blank image, where nothing sees it.
-            images, budgets = self.blank_image, [self.blank_budget] * len(budgets)
+            images, drawn = self.blank_image, [self.blank_num_visual_tokens] * len(drawn)
         else:
             images = {name: batch[name][is_kept] for name in self.blank_image}
-        *nested, largest = [self._build_prompts(texts, budget, is_blank) for budget in budgets]
+        *nested, largest = [self._build_prompts(texts, num_visual_tokens, is_blank) for num_visual_tokens in drawn]
         if nested:
             largest["nested"] = nested
         return {**largest, **images}
@@ -143,7 +143,7 @@ class BudgetCollator:
             processor_kwargs={"padding": False, **processor_kwargs},
         )
 
-    def draw_budgets(self, record_ids: list[str]) -> list[int]:
+    def draw_num_visual_tokens(self, record_ids: list[str]) -> list[int]:
         """
         The numbers of visual tokens that a batch of these records is learned at in this epoch, one for each sampler,
         ascending. They may be the same: every process must make as many passes.
@@ -151,41 +151,41 @@ class BudgetCollator:
         epoch = int(self.epoch)
         return sorted(sampler(self.seed + number, epoch, record_ids) for number, sampler in enumerate(self.samplers))
 
-    def _count_kept(self, record_id: str, ids: torch.Tensor, is_answer: torch.Tensor, budget: int) -> int:
+    def _count_kept(self, record_id: str, ids: torch.Tensor, is_answer: torch.Tensor, num_visual_tokens: int) -> int:
         """How much of a text with one placeholder per image fits into `max_length` once those are repeated."""
-        self.tally.add("conversations")
-        lengths = torch.where(ids == self.processor.image_token_id, budget, 1).cumsum(0)
+        self.event_counts.add("conversations")
+        lengths = torch.where(ids == self.processor.image_token_id, num_visual_tokens, 1).cumsum(0)
         kept = len(ids) if self.max_length is None else int((lengths <= self.max_length).sum())
         if kept < len(ids):
-            self.tally.add("truncated_conversations")
+            self.event_counts.add("truncated_conversations")
         if not is_answer[:kept].any():
-            self.tally.add("conversations_without_answer")
+            self.event_counts.add("conversations_without_answer")
             logger.warning(
                 "Record %r teaches nothing: its %d tokens have no answer within `max_length` (%s).",
                 record_id, int(lengths[-1]), self.max_length,
             )  # fmt: skip
         return kept
 
-    def _build_prompts(self, texts: list[tuple], budget: int, is_blank: bool) -> dict[str, torch.Tensor]:
-        """The texts at one budget, padded on the right."""
+    def _build_prompts(self, texts: list[tuple], num_visual_tokens: int, is_blank: bool) -> dict[str, torch.Tensor]:
+        """The texts at one m, padded on the right."""
         image_token_id = self.processor.image_token_id
         columns = {"input_ids": [], "attention_mask": [], "labels": []}
         counts = []
         for ids, is_answer in texts:
             is_image = ids == image_token_id
-            repeats = torch.where(is_image, budget, 1)
+            repeats = torch.where(is_image, num_visual_tokens, 1)
             columns["input_ids"].append(ids.repeat_interleave(repeats))
             columns["labels"].append(ids.where(is_answer, IGNORED).repeat_interleave(repeats))
             columns["attention_mask"].append(torch.ones(int(repeats.sum()), dtype=torch.long))
-            counts += [budget] * int(is_image.sum())
+            counts += [num_visual_tokens] * int(is_image.sum())
         if is_blank:
             blank = {"input_ids": image_token_id, "attention_mask": 0, "labels": IGNORED}
             shortest = min(
                 range(len(texts)), key=lambda row: len(texts[row][0])
             )  # where there is padding, if anywhere
             for name, rows in columns.items():
-                rows[shortest] = torch.cat([rows[shortest], torch.tensor([blank[name]] * budget)])
-            counts = [budget]
+                rows[shortest] = torch.cat([rows[shortest], torch.tensor([blank[name]] * num_visual_tokens)])
+            counts = [num_visual_tokens]
         pad_token_id = self.processor.tokenizer.pad_token_id
         pad_values = {"input_ids": pad_token_id or 0, "attention_mask": 0, "labels": IGNORED}
         prompts = {

@@ -12,8 +12,8 @@ from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from ..models.processing_compressed_llava import load_rgb
+from .event_counts import EventCounts
 from .records import RecordError, read_record
-from .tally import Tally
 
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class ConversationDataset(Dataset):
         if self.image_folder is not None and not self.image_folder.is_dir():
             raise ValueError(f"`image_folder` is {image_folder}, which is no folder.")
         self.ids = _unique_ids(rows)
-        self.tally = Tally("records", "bad_records")
+        self.event_counts = EventCounts("records", "bad_records")
 
     @classmethod
     def from_json(cls, path: str | Path, image_folder: str | Path | None = None, **kwargs) -> "ConversationDataset":
@@ -125,7 +125,7 @@ class ConversationDataset(Dataset):
             raise IndexError(f"There is no row {index} among {len(self)}.")
         for candidate in range(index, index + len(self)):
             candidate %= len(self)
-            self.tally.add("records")
+            self.event_counts.add("records")
             try:
                 record = read_record(self.rows[candidate], self.image_folder)
                 images = [_load(image, number) for number, image in enumerate(record.images)]
@@ -135,9 +135,9 @@ class ConversationDataset(Dataset):
         raise TooManyBadRecords(f"None of the {len(self)} records can be used.")
 
     def _pass_over(self, index: int, error: Exception) -> None:
-        self.tally.add("bad_records")
+        self.event_counts.add("bad_records")
         logger.warning("Record %r (row %d) is passed over: %s.", self.ids[index], index, str(error).rstrip("."))
-        bad, records = self.tally.total("bad_records"), self.tally.total("records")
+        bad, records = self.event_counts.total("bad_records"), self.event_counts.total("records")
         if bad > self.max_bad_share * max(records, FEWEST_JUDGED):
             raise TooManyBadRecords(
                 f"{bad} of the {records} records that were asked for cannot be used, more than "

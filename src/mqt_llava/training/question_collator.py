@@ -9,7 +9,7 @@ from .collator import BudgetCollator
 
 class QuestionCollator(BudgetCollator):
     """
-    A [`BudgetCollator`] without a choice of budgets: every image has the visual tokens that the model is built for.
+    A [`BudgetCollator`] without a choice of m: every image has the visual tokens that the model is built for.
 
     The question of an image is the first one behind it, as in inference, so a template without questions
     ([`PLAIN_TEMPLATE`]) does not do: stage 1 takes the processor's own.
@@ -21,7 +21,7 @@ class QuestionCollator(BudgetCollator):
 
     def __init__(self, processor: QueCCLlavaProcessor, **kwargs):
         super().__init__(processor, FixedBudget(processor.max_visual_tokens), **kwargs)
-        self.blank_budget = processor.max_visual_tokens
+        self.blank_num_visual_tokens = processor.max_visual_tokens
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """
@@ -35,7 +35,7 @@ class QuestionCollator(BudgetCollator):
     def tokenize(self, conversations: list[list[dict]]) -> dict:
         batch = self.apply_template(conversations)
         for row, ids in enumerate(batch["input_ids"]):
-            # Of each image's placeholders the first stays, which the budget repeats again.
+            # Of each image's placeholders the first stays, and is repeated again.
             is_image = torch.tensor(ids) == self.processor.image_token_id
             is_kept = ~is_image | ((is_image.cumsum(0) - 1) % self.processor.max_visual_tokens == 0)
             for name in ("input_ids", "assistant_masks"):

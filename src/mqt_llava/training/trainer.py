@@ -1,6 +1,6 @@
 """
 transformers' `Trainer` for this package's models: which parts are trained how fast, batches of one modality, several
-budgets for one encoding, the loss by number of visual tokens, and checkpoints that hold what was trained.
+numbers of visual tokens for one encoding, the loss by that number, and checkpoints that hold what was trained.
 """
 
 from dataclasses import dataclass, field
@@ -126,7 +126,7 @@ class MQTLlavaTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self._note_loss(inputs, num_images, loss, num_items_in_batch)
         if nested:
-            # The images' tokens come out of the pass at the largest budget, and nest: the others take the first.
+            # The images' tokens come out of the pass at the largest m, and nest: the others take the first.
             tokens = list(outputs.image_hidden_states.split(inputs["visual_token_counts"].tolist()))
             encoded = {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
             for prompts in nested:
@@ -163,9 +163,9 @@ class MQTLlavaTrainer(Trainer):
 
     def _counts(self) -> dict[str, int]:
         """What was passed over and cut so far, in all processes."""
-        counts = self.data_collator.tally.totals()
+        counts = self.data_collator.event_counts.totals()
         if isinstance(self.train_dataset, ConversationDataset):
-            counts |= self.train_dataset.tally.totals()
+            counts |= self.train_dataset.event_counts.totals()
         totals = self.accelerator.reduce(torch.tensor(list(counts.values()), device=self.args.device)).tolist()
         return {
             name: total for name, total in zip(counts, totals) if total and name not in ("records", "conversations")

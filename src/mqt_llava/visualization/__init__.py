@@ -4,10 +4,10 @@ Visualization: where in an image an answer comes from, what each query looks at,
 Nothing but figures needs matplotlib, nothing but integrated gradients captum: `pip install "mqt_llava[visual]"`.
 """
 
-from .answers import ImageAnswer
-from .changes import largest_changes, probabilities_by_budget
+from .changes import largest_changes, probabilities_by_num_visual_tokens
 from .figures import draw_changes, draw_coverage, draw_heatmaps, draw_queries
 from .heatmaps import METHODS, answer_heatmap, answer_score, attribute, visual_token_heatmap
+from .image_answer import ImageAnswer
 from .pixels import heat_over_image, seen_box
 from .queries import coverage, query_maps
 
@@ -25,7 +25,7 @@ __all__ = [
     "draw_queries",
     "heat_over_image",
     "largest_changes",
-    "probabilities_by_budget",
+    "probabilities_by_num_visual_tokens",
     "query_maps",
     "seen_box",
     "visual_token_heatmap",

@@ -46,7 +46,7 @@ def draw_heatmaps(
         heatmaps: Rows of heatmaps over the image's pixels from [`heat_over_image`], each `(height, width)`; `None`
             leaves a panel out. What is positive is shown, on one scale from 0 to the largest number of all.
         row_titles: Such as tokens, one for each row.
-        column_titles: Such as budgets, one for each column.
+        column_titles: Such as numbers of visual tokens, one for each column.
         title: Of the figure.
         scale: What the numbers are, such as "nats per patch".
 
@@ -113,26 +113,26 @@ def draw_queries(maps: torch.Tensor) -> Figure:
     return figure
 
 
-def draw_coverage(maps: torch.Tensor, budgets: Sequence[int]) -> Figure:
+def draw_coverage(maps: torch.Tensor, num_visual_tokens: Sequence[int]) -> Figure:
     """
     How coverage grows with the number of queries, see [`coverage`].
 
     Args:
         maps: From [`query_maps`], `(heads, M, grid, grid)`.
-        budgets: For which numbers of queries the coverage of each patch is shown.
+        num_visual_tokens: For which numbers of queries the coverage of each patch is shown.
 
     Raises:
-        ValueError: A budget is outside 1..M.
+        ValueError: One of them is outside 1..M.
     """
     covered = coverage(maps).float().cpu()
-    if not budgets or not all(1 <= budget <= len(covered) for budget in budgets):
-        raise ValueError(f"`budgets` is {budgets!r}, but must be in 1..{len(covered)}.")
+    if not num_visual_tokens or not all(1 <= m <= len(covered) for m in num_visual_tokens):
+        raise ValueError(f"`num_visual_tokens` is {num_visual_tokens!r}, but must be in 1..{len(covered)}.")
     figure = new_figure(4.6)
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.3))
-    axes = above.subplots(1, len(budgets), squeeze=False)[0]
-    for axis, budget in zip(axes, budgets):
-        picture = axis.imshow(covered[budget - 1], cmap=COLOURS, vmin=0, vmax=1)
-        axis.set_title(f"m = {budget}", fontsize=10)
+    axes = above.subplots(1, len(num_visual_tokens), squeeze=False)[0]
+    for axis, m in zip(axes, num_visual_tokens):
+        picture = axis.imshow(covered[m - 1], cmap=COLOURS, vmin=0, vmax=1)
+        axis.set_title(f"m = {m}", fontsize=10)
         axis.set_xticks([])
         axis.set_yticks([])
     above.colorbar(picture, ax=axes, shrink=0.8, label="coverage")
@@ -140,21 +140,25 @@ def draw_coverage(maps: torch.Tensor, budgets: Sequence[int]) -> Figure:
     axis.plot(range(1, len(covered) + 1), covered.mean((1, 2)), "o-", color=AFTER, markersize=4)
     axis.set(xlabel="queries m", ylabel="coverage, mean over patches", ylim=(0, 1.02))
     axis.set_xscale("log", base=2)
-    axis.set_xticks(list(budgets), [str(budget) for budget in budgets])
+    axis.set_xticks(list(num_visual_tokens), [str(m) for m in num_visual_tokens])
     axis.grid(alpha=0.3)
     return figure
 
 
 def draw_changes(
-    tokens: Sequence[str], probabilities: torch.Tensor, budgets: Sequence[int], count: int = 6, title: str = ""
+    tokens: Sequence[str],
+    probabilities: torch.Tensor,
+    num_visual_tokens: Sequence[int],
+    count: int = 6,
+    title: str = "",
 ) -> Figure:
     """
-    The answer tokens whose probability moves most from each budget to the next, before and after.
+    The answer tokens whose probability moves most from each m to the next, before and after.
 
     Args:
         tokens: The answer, as in `ImageAnswer.tokens`.
-        probabilities: From [`probabilities_by_budget`], `(budgets, answer tokens)`.
-        budgets: Numbers of visual tokens.
+        probabilities: From [`probabilities_by_num_visual_tokens`], `(numbers, answer tokens)`.
+        num_visual_tokens: Those numbers.
         count: How many tokens of each step.
         title: Of the figure.
     """
@@ -174,7 +178,7 @@ def draw_changes(
         axis.scatter(after, places, color=AFTER, marker="D", s=36, zorder=3, label="at the higher m")
         axis.set_yticks(places, [f"{tokens[token] or '␣'}  ({token})" for token in order], fontsize=9)
         axis.set(xlim=(-0.03, 1.03), ylim=(len(order) - 0.4, -0.6))
-        axis.set_title(f"m = {budgets[index]} to {budgets[index + 1]}", fontsize=10)
+        axis.set_title(f"m = {num_visual_tokens[index]} to {num_visual_tokens[index + 1]}", fontsize=10)
         axis.set_xlabel("probability", fontsize=9)
         axis.grid(alpha=0.3)
     for axis in axes:  # the panel that is left over

@@ -28,8 +28,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .answers import ImageAnswer
 from .extra import import_extra
+from .image_answer import ImageAnswer
 
 
 METHODS = ("integrated_gradients", "grad_cam")
@@ -50,7 +50,7 @@ def answer_heatmap(
     Where an answer comes from.
 
     Args:
-        num_visual_tokens: m, the budget at which it is given.
+        num_visual_tokens: m, at which it is given.
         answer_tokens: Which of `answer.tokens` to explain, counted from 0; all of them by default.
         visual_token: Follow the image through this visual token alone, 0..m - 1.
         method: One of `METHODS`, see above.
@@ -59,7 +59,7 @@ def answer_heatmap(
         `(grid, grid)`, signed. With integrated gradients it is in nats.
 
     Raises:
-        TypeError, ValueError: There is no such token, budget or method.
+        TypeError, ValueError: There is no such token or method, or m is outside 1..M.
         ImportError: Integrated gradients need captum.
     """
     score = answer_score(answer, num_visual_tokens, answer_tokens, visual_token)
@@ -102,7 +102,7 @@ def answer_score(
     The y of [`answer_heatmap`] as a function of patch features: `(images, patches, width)` to `(images,)`.
 
     Raises:
-        TypeError, ValueError: There is no such token or budget.
+        TypeError, ValueError: There is no such token, or m is outside 1..M.
     """
     with torch.no_grad():
         held = answer.visual_tokens(answer.patches, num_visual_tokens)

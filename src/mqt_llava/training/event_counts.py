@@ -7,7 +7,7 @@ from torch.utils.data import get_worker_info
 MOST_WORKERS = 1024
 
 
-class Tally:
+class EventCounts:
     """
     How often things happened in this process and its data workers.
 

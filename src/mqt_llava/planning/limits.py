@@ -11,7 +11,7 @@ from .cost import request_cost
 from .profile import Profile
 
 
-def largest_budget(
+def largest_num_visual_tokens(
     config: PreTrainedConfig,
     *,
     flops: float | None = None,
@@ -73,13 +73,12 @@ def largest_budget(
             return cost.flops.total
         return cost.kv_bytes if name == "kv_bytes" else profile.seconds(cost)
 
-    budgets = range(1, config.max_visual_tokens + 1)
-    fitting = {}
+    choices, most = range(1, config.max_visual_tokens + 1), {}
     for name, limit in limits.items():
         # What a request needs never falls with m.
-        fitting[name] = bisect_right(budgets, limit, key=lambda m, name=name: needs(name, m))
-        if fitting[name] == 0:
+        most[name] = bisect_right(choices, limit, key=lambda m, name=name: needs(name, m))
+        if most[name] == 0:
             raise ValueError(
                 f"`{name}` is {limit:,}, but one visual token for each image needs {needs(name, 1):,} already."
             )
-    return min(fitting.values())
+    return min(most.values())

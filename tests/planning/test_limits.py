@@ -10,7 +10,7 @@ from random_configs import random_mqt_config
 from transformers import LlavaConfig
 
 from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
-from mqt_llava.planning import Curve, Profile, largest_budget, request_cost
+from mqt_llava.planning import Curve, Profile, largest_num_visual_tokens, request_cost
 
 
 def made_up_profile(config, dtype=torch.float32, flops_per_second=1e9) -> Profile:
@@ -37,28 +37,30 @@ def test_one_more_token_would_not_fit(name, seed):
     needs = [needs_of(name, profile, config, m, **request) for m in range(1, largest + 1)]
     assert needs == sorted(set(needs))
     for m, need in enumerate(needs, start=1):
-        assert largest_budget(config, **{name: need}, **more, **request) == m
+        assert largest_num_visual_tokens(config, **{name: need}, **more, **request) == m
         just_below = need - 1 if name != "seconds" else need * (1 - 1e-9)
         if m > 1:
-            assert largest_budget(config, **{name: just_below}, **more, **request) == m - 1
-    assert largest_budget(config, **{name: 1000 * needs[-1]}, **more, **request) == largest
+            assert largest_num_visual_tokens(config, **{name: just_below}, **more, **request) == m - 1
+    assert largest_num_visual_tokens(config, **{name: 1000 * needs[-1]}, **more, **request) == largest
     with pytest.raises(ValueError, match=f"`{name}` is .* but one visual token for each image needs .* already"):
-        largest_budget(config, **{name: needs[0] * 0.99}, **more, **request)
+        largest_num_visual_tokens(config, **{name: needs[0] * 0.99}, **more, **request)
 
 
 def test_the_tightest_limit_holds():
     config, request = tiny_config(), {"text_tokens": 8, "new_tokens": 3}
     profile = made_up_profile(config)
     limits = {name: needs_of(name, profile, config, 9, **request) for name in ("flops", "kv_bytes", "seconds")}
-    assert largest_budget(config, **limits, profile=profile, **request) == 9
+    assert largest_num_visual_tokens(config, **limits, profile=profile, **request) == 9
     for name, m in (("flops", 3), ("kv_bytes", 4), ("seconds", 5)):
         tighter = {**limits, name: needs_of(name, profile, config, m, **request)}
-        assert largest_budget(config, **tighter, profile=profile, **request) == m
+        assert largest_num_visual_tokens(config, **tighter, profile=profile, **request) == m
 
 
 def test_a_larger_limit_is_never_a_smaller_budget():
     config = MQTLlavaConfig()
-    budgets = [largest_budget(config, flops=tera * 1e12, text_tokens=60) for tera in (1.2, 1.5, 2, 3, 4, 100)]
+    budgets = [
+        largest_num_visual_tokens(config, flops=tera * 1e12, text_tokens=60) for tera in (1.2, 1.5, 2, 3, 4, 100)
+    ]
     assert budgets == sorted(budgets) and budgets[-1] == 256 and len(set(budgets)) == 6
 
 
@@ -66,15 +68,15 @@ def test_a_full_window_sets_no_limit():
     """A cache of sliding windows grows no further, so all budgets beyond fit."""
     config = tiny_config(text_config={"model_type": "mistral", "sliding_window": 6, "vocab_size": 100})
     need = request_cost(config, text_tokens=8, num_visual_tokens=1).kv_bytes
-    assert largest_budget(config, kv_bytes=need, text_tokens=8) == 16
+    assert largest_num_visual_tokens(config, kv_bytes=need, text_tokens=8) == 16
 
 
 def test_bytes_are_those_of_the_dtype():
     config = tiny_config()
     need = request_cost(config, text_tokens=8, num_visual_tokens=4, dtype=torch.bfloat16).kv_bytes
-    assert largest_budget(config, kv_bytes=need, text_tokens=8, dtype=torch.bfloat16) == 4
+    assert largest_num_visual_tokens(config, kv_bytes=need, text_tokens=8, dtype=torch.bfloat16) == 4
     profile = made_up_profile(config, torch.bfloat16)
-    assert largest_budget(config, kv_bytes=need, seconds=9e9, profile=profile, text_tokens=8) == 4
+    assert largest_num_visual_tokens(config, kv_bytes=need, seconds=9e9, profile=profile, text_tokens=8) == 4
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_bytes_are_those_of_the_dtype():
 )
 def test_impossible_limits(limits, error, message):
     with pytest.raises(error, match=re.escape(message)):
-        largest_budget(tiny_config(), **{"text_tokens": 5, **limits})
+        largest_num_visual_tokens(tiny_config(), **{"text_tokens": 5, **limits})
 
 
 def test_the_error_says_what_one_token_needs():
@@ -100,16 +102,16 @@ def test_the_error_says_what_one_token_needs():
     with pytest.raises(
         ValueError, match=re.escape(f"`flops` is 1,000, but one visual token for each image needs {need:,}")
     ):
-        largest_budget(config, flops=1000, kv_bytes=10**9, text_tokens=5)
+        largest_num_visual_tokens(config, flops=1000, kv_bytes=10**9, text_tokens=5)
 
 
 def test_a_profile_without_a_limit_of_seconds():
     config = tiny_config()
     with pytest.raises(ValueError, match="go together"):
-        largest_budget(config, flops=1e12, profile=made_up_profile(config), text_tokens=5)
+        largest_num_visual_tokens(config, flops=1e12, profile=made_up_profile(config), text_tokens=5)
 
 
 @pytest.mark.parametrize("config", [LlavaConfig(), QueCCLlavaConfig()], ids=lambda config: config.model_type)
 def test_models_with_a_fixed_number_have_no_budget(config):
     with pytest.raises(ValueError, match=f"'{config.model_type}' has no choice of visual tokens"):
-        largest_budget(config, flops=1e15, text_tokens=5)
+        largest_num_visual_tokens(config, flops=1e15, text_tokens=5)
