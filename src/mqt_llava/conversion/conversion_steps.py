@@ -22,7 +22,7 @@ from PIL import Image
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
 
-from .atomic_folder import atomic_folder, clean_up
+from ..files.atomic_folder import atomic_folder, clean_up
 from .checkpoint_kinds import KINDS, CheckpointKind, refuse_other_kinds
 from .checkpoint_reader import CheckpointReader
 from .configs_llava import (
