@@ -225,13 +225,12 @@ def test_killed_in_the_middle(original, convert, tmp_path):
 def test_check_finds_a_wrong_byte(original, refused, monkeypatch):
     write = tensor_recipes.write_shards
 
-    def write_wrongly(folder, specs, tensor, max_shard_size):
-        (file,) = write(folder, specs, tensor, max_shard_size)
-        with open(file, "r+b") as stream:
-            stream.seek(-1, os.SEEK_END)
-            last = stream.read(1)
-            stream.seek(-1, os.SEEK_END)
-            stream.write(bytes([last[0] ^ 1]))
+    def write_wrongly(folder, *arguments):
+        write(folder, *arguments)
+        file = folder / "model.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
 
     monkeypatch.setattr(tensor_recipes, "write_shards", write_wrongly)
     assert "written tensors differ from their sources: " in refused(original.folder, "--check")
