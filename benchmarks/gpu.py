@@ -43,6 +43,8 @@ from gpu_report import evaluate_targets, report
 from roofline import Rates, decoder_bytes, measure_rates, roofline, synchronize, work_by_metric
 from training_step import hardware
 
+from mqt_llava.files.atomic_file import write_atomically
+
 
 SEED, COPY_ROUNDS = 0, 20
 MARGIN = 1.5  # how much longer a case may take than the last one like it
@@ -147,9 +149,7 @@ class Run:
         """Whole files only, whenever the process is ended."""
         self.result["load_average_after"] = round(os.getloadavg()[0], 2)
         for name, text in (("gpu.json", json.dumps(self.result, indent=1)), ("gpu.md", report(self.result))):
-            part = self.output / f"{name}.part"
-            part.write_text(text + "\n")
-            part.replace(self.output / name)
+            write_atomically(self.output / name, text + "\n")
 
     def measure_copies(self) -> None:
         reason = None if self.device == "cuda" else "it needs a GPU"

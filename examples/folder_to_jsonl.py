@@ -10,7 +10,6 @@ or model the same file gets further lines.
 """
 
 import argparse
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,25 +30,25 @@ def find_images(folders: list[Path]) -> list[Path]:
     return sorted({path for path in paths if path.is_file()})
 
 
-def read_lines(output: Path) -> tuple[list[dict], int]:
+def read_lines(output: Path) -> list[dict]:
     """
-    The lines of an earlier run, and the bytes that they take. What a kill left of a last one is not among them.
+    The lines of an earlier run.
 
     Raises:
         ValueError: The file holds anything else.
     """
-    text = output.read_bytes() if output.exists() else b""
-    size = text.rfind(b"\n") + 1
+    from mqt_llava.files.json_lines import read_json_lines
+
     try:
-        lines = [json.loads(line) for line in text[:size].splitlines()]
+        lines, torn = read_json_lines(output)
         if not all(isinstance(line, dict) and line.keys() >= set(KEYS) for line in lines):
             raise ValueError(f"there is a line without {', '.join(KEYS)}")
         start = b'{"image": "'
-        if text[size:][: len(start)] != start[: len(text) - size]:
+        if torn[: len(start)] != start[: len(torn)]:
             raise ValueError("it ends in something else")
     except ValueError as error:
         raise ValueError(f"{output} is there, but was not written by this script: {error}") from error
-    return lines, size
+    return lines
 
 
 def to_num_visual_tokens(text: str) -> int | str:
@@ -122,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not args.question.strip():
         parser.error("--question is empty")
     try:
-        earlier, size = read_lines(args.output)
+        earlier = read_lines(args.output)
         args.output.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         parser.error(f"--output: {error}")
@@ -143,6 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from mqt_llava import MQTLlavaForConditionalGeneration
+    from mqt_llava.files.json_lines import append_json_lines
 
     try:
         model = AutoModelForImageTextToText.from_pretrained(args.model, device_map="auto").eval()
@@ -156,16 +156,10 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--num-visual-tokens is {args.num_visual_tokens}, but this model has 1 to {most}")
 
     num_errors = 0
-    with (
-        torch.inference_mode(),
-        open(args.output, "a", encoding="utf-8") as file,
-        tqdm(total=len(to_do), unit="image") as progress,
-    ):
-        file.truncate(size)  # what a kill left of a last line
+    append_json_lines(args.output, [])  # a file that cannot be written is known before the first answer
+    with torch.inference_mode(), tqdm(total=len(to_do), unit="image") as progress:
         for lines in answer_lines(model, processor, to_do, args):
-            # In ASCII, since names of files need not be valid text.
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-            file.flush()
+            append_json_lines(args.output, lines)
             num_errors += sum("error" in line for line in lines)
             progress.update(len(lines))
     print(f"{args.output}: {len(to_do)} lines more" + (f", {num_errors} files cannot be read" if num_errors else ""))

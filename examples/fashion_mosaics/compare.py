@@ -24,6 +24,7 @@ from mosaics import DATASET_FOLDER
 from torch.utils.flop_counter import FlopCounterMode
 from train import MosaicConversations, TinyTrainingArguments, build_model, build_processor, collator
 
+from mqt_llava.files.json_lines import append_json_lines
 from mqt_llava.training import MQTLlavaTrainer
 
 
@@ -135,13 +136,15 @@ def main():
         "transformers": transformers.__version__,
         "cost_of_nesting": cost,
     }
-    with ThreadPoolExecutor(args.jobs) as pool, open(args.output / "results.jsonl", "w") as results:
+    results = args.output / "results.jsonl"
+    results.unlink(missing_ok=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
         runs = [
             pool.submit(run, name, seed, known[name], args) for name in args.variants or known for seed in args.seeds
         ]
         for finished in as_completed(runs):
             result = finished.result()
-            print(json.dumps({**result, **where}), file=results, flush=True)
+            append_json_lines(results, [{**result, **where}])
             print(result["variant"], result["seed"], flush=True)
 
 

@@ -21,6 +21,8 @@ import transformers
 from compare import call
 from mosaics import DATASET_FOLDER
 
+from mqt_llava.files.json_lines import append_json_lines
+
 
 VARIANTS = {
     "mqt": ["--compressor", "mqt"],
@@ -77,11 +79,13 @@ def main():
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    with ThreadPoolExecutor(args.jobs) as pool, open(args.output / "results.jsonl", "w") as results:
+    results = args.output / "results.jsonl"
+    results.unlink(missing_ok=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
         runs = [pool.submit(run, name, seed, args) for seed in args.seeds for name in args.variants]
         for finished in as_completed(runs):
             result = finished.result()
-            print(json.dumps({**result, **where}), file=results, flush=True)
+            append_json_lines(results, [{**result, **where}])
             print(result["variant"], result["seed"], flush=True)
 
 

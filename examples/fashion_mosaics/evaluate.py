@@ -17,6 +17,7 @@ from mosaics import DATASET_FOLDER, GRAIN, QUESTION_KINDS, draw_mosaic, load_ite
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import mqt_llava  # noqa: F401
+from mqt_llava.files.atomic_file import write_atomically
 
 
 BATCH_SIZE = 100
@@ -97,7 +98,8 @@ def main(argv: list[str] | None = None) -> dict:
         results[kind] = {"grain": GRAIN.get(kind, "fine"), "questions": len(questions), "accuracy": means}
         print(f"| {kind} | {' | '.join(f'{mean:.3f}' for mean in means.values())} | {len(questions)} |", flush=True)
     if args.output:
-        Path(args.output).write_text(json.dumps({"arguments": vars(args), "results": results}, indent=1) + "\n")
+        text = json.dumps({"arguments": vars(args), "results": results}, indent=1) + "\n"
+        write_atomically(Path(args.output), text)  # that it is there says that the evaluation is finished
     return results
 
 

@@ -1,22 +1,27 @@
-"""Fixtures that run the conversion's command line."""
+"""Fixtures that run the conversion's command lines."""
+
+import importlib
 
 import pytest
 from helpers import FIXTURES, GOLDEN_NAMES
-from original_checkpoints import Original
+from original_checkpoints import KINDS, MQT, QUECC, Original, content
 from safetensors.torch import load_file
 
 
 @pytest.fixture
-def original(tmp_path):
-    return Original(tmp_path / "original")
+def kind():
+    """The name of a golden checkpoint, by which a test chooses what it is about."""
+    return MQT
 
 
 @pytest.fixture
-def main():
-    """The command, which the tests of another replace."""
-    from mqt_llava.conversion.convert_mqt_llava import main
+def original(kind, tmp_path):
+    return Original(tmp_path / "original", kind)
 
-    return main
+
+@pytest.fixture
+def main(kind):
+    return importlib.import_module(f"mqt_llava.conversion.{KINDS[kind].command}").main
 
 
 @pytest.fixture
@@ -31,35 +36,28 @@ def convert(main, tmp_path):
 
 
 @pytest.fixture
-def refused(convert, tmp_path, capsys):
-    """Runs a command line that must fail and leave nothing behind, and gives its message."""
+def refused(convert, tmp_path):
+    """Runs a command line that must fail, in one line, without a change to any file, and gives that line."""
 
-    def run(source, *options):
-        before = set(tmp_path.iterdir())
+    def run(source, *options, **kwargs):
+        before = content(tmp_path)
         with pytest.raises(SystemExit) as caught:
-            convert(source, *options)
+            convert(source, *options, **kwargs)
         assert isinstance(caught.value.code, str), "a message, with which Python exits with status 1"
-        assert set(tmp_path.iterdir()) == before
+        assert caught.value.code.startswith("error: ") and "\n" not in caught.value.code
+        assert content(tmp_path) == before
         return caught.value.code
 
     return run
 
 
-@pytest.fixture(scope="session", params=GOLDEN_NAMES)
-def golden(request, tmp_path_factory):
+@pytest.fixture(params=GOLDEN_NAMES)
+def golden(request, converted):
     """(original folder, converted folder) of each golden checkpoint."""
-    from mqt_llava.conversion.convert_mqt_llava import main
-
-    output = tmp_path_factory.mktemp("converted") / request.param
-    main(["--input", str(FIXTURES / request.param), "--output", str(output), "--check"])
-    return FIXTURES / request.param, output
+    return FIXTURES / request.param, converted[request.param]
 
 
-@pytest.fixture(scope="session")
-def expected(tmp_path_factory):
-    """The tensors of the first golden checkpoint, converted."""
-    from mqt_llava.conversion.convert_mqt_llava import main
-
-    output = tmp_path_factory.mktemp("expected") / "converted"
-    main(["--input", str(FIXTURES / GOLDEN_NAMES[0]), "--output", str(output)])
-    return load_file(output / "model.safetensors")
+@pytest.fixture
+def expected(kind, converted, converted_quecc):
+    """The tensors of the golden checkpoint, converted."""
+    return load_file({**converted, QUECC: converted_quecc}[kind] / "model.safetensors")

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from mqt_llava.conversion.conversion_error import ConversionError
 from mqt_llava.conversion.output_folder import check_output
-from mqt_llava.conversion.shard_writer import TensorSpec, write_shards
+from mqt_llava.conversion.shard_writer import write_shards
 from mqt_llava.models import modeling_mqt_llava
 
 
@@ -19,7 +19,7 @@ def written(tmp_path):
     for name in ("config.json", "README.md", "chat_template.jinja"):
         (folder / name).write_text("{}")
     shutil.copy(modeling_mqt_llava.__file__, folder)
-    write_shards(folder, {"a": TensorSpec(torch.float32, (1,))}, lambda name: torch.ones(1), 10**9)
+    write_shards(folder, {"a": (1,)}, torch.float32, lambda name: torch.ones(1), 10**9)
     return folder
 
 

@@ -42,7 +42,7 @@ class CheckpointReader:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.files = weight_files(self.path)
+        self.files = checkpoint_files(self.path)
         self._shards = {}
         for file in self.files:
             refuse_lfs_pointer(file)
@@ -165,7 +165,7 @@ def load_pickle(file: Path):
         ) from None
 
 
-def weight_files(path: Path) -> list[Path]:
+def checkpoint_files(path: Path) -> list[Path]:
     """The files that make up the checkpoint at `path`, a file or a folder."""
     if path.is_file():
         return [path]

@@ -7,7 +7,7 @@ from .. import QueCCLlavaConfig, QueCCLlavaProcessor
 from ..models.processing_compressed_llava import V1_CHAT_TEMPLATE
 from .configs_llava import llava_config
 from .conversion_error import ConversionError
-from .key_mapping_llava import Part
+from .original_parts import Part
 from .vision_tower import num_layers_used
 
 

@@ -1,17 +1,15 @@
 """
 The steps of a conversion from an original checkpoint of the LLaVA family to a folder for `from_pretrained`.
 
-What a kind of checkpoint has of its own is in a `Conversion`; a command hands that to `main`.
+What a kind of checkpoint has of its own is in a `Conversion`.
 
 Tensors go from file to file one at a time, so that memory does not grow with the model. The output folder appears when
 it is finished, or not at all.
 """
 
 import argparse
-import errno
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,30 +20,27 @@ from PIL import Image
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
 
-from .atomic_folder import atomic_folder, clean_up
-from .checkpoint_kinds import KINDS, CheckpointKind, refuse_other_kinds
-from .checkpoint_reader import CheckpointReader
+from ..files.atomic_folder import atomic_folder, clean_up
+from .checkpoint_kinds import CheckpointKind
 from .configs_llava import (
-    DTYPES,
     generation_config,
     llama_config,
     llava_image_processor,
     read_original_config,
     stored_dtype,
 )
-from .conversion_error import ConversionError, blaming, one_line
+from .conversion_error import ConversionError, blaming
 from .crc_check import crc_report
 from .hub_folders import local_folder, push
 from .input_files import read_json
-from .key_mapping_llava import VISION_PREFIX, Part, Sources, is_dropped, llava_recipes
+from .key_mapping import Sources, is_dropped, llava_recipes
 from .llama_tokenizer import IMAGE_TOKEN, convert_llama_tokenizer
 from .model_card import ConversionTexts, write_model_card
+from .original_parts import VISION_PREFIX, Part, fetch_input, landmark, open_parts, open_vision_tower
 from .output_folder import check_output
-from .shard_writer import parse_size
 from .tensor_recipes import check_recipes, compare_with_sources, write_recipes
 from .token_ids import check_special_ids
 from .vision_tower import find_vision_tower, infer_vision_config, layer_numbers, read_vision_config
-from .weight_files import find_weight_files
 
 
 @dataclass(frozen=True)
@@ -155,48 +150,6 @@ def convert(conversion: Conversion, args: argparse.Namespace) -> None:
         push(target, args.push_to_hub)
 
 
-def fetch_input(is_stage_1: bool, folder: Path, fetch: Callable[[list[str]], object]) -> None:
-    """Fetches a whole checkpoint, or else its parts of stage 1, and the vision tower that lies in a folder inside."""
-    if is_stage_1 or not find_weight_files(folder, fetch):
-        fetch([kind.stage_1_file for kind in KINDS])
-    name = read_json(folder / "config.json").get("mm_vision_tower")
-    if isinstance(name, str) and name and os.path.isfile(folder / name / "config.json"):
-        find_weight_files(folder / name, lambda files: fetch([f"{name}/{file}" for file in files]))
-
-
-def open_parts(kind: CheckpointKind, folder: Path, language_folder: Path) -> tuple[Part, Part]:
-    """Compressor and language model: both in one checkpoint, or the former by itself after stage 1."""
-    stage_1 = folder / kind.stage_1_file
-    if not stage_1.is_file() and not find_weight_files(folder):
-        for other in KINDS:
-            if (folder / other.stage_1_file).is_file():
-                refuse_other_kinds(CheckpointReader(folder / other.stage_1_file), kind)
-    if language_folder == folder:
-        if stage_1.is_file() and not find_weight_files(folder):
-            raise ConversionError(f"{folder} holds a stage-1 {stage_1.name} alone. Pass --language-model.")
-        checkpoint = CheckpointReader(folder)
-        refuse_other_kinds(checkpoint, kind)
-        return Part(checkpoint, kind.prefix), Part(checkpoint, "")
-    if not stage_1.is_file():
-        raise ConversionError(f"--language-model is for a stage-1 checkpoint, but {folder} has no {stage_1.name}.")
-    checkpoint = CheckpointReader(stage_1)
-    return Part(checkpoint, kind.prefix_in(checkpoint.keys()) or kind.prefix), Part(
-        CheckpointReader(language_folder), ""
-    )
-
-
-def open_vision_tower(folder: Path) -> Part:
-    return Part(CheckpointReader(folder), "vision_model.")
-
-
-def landmark(resampler: Part, kind: CheckpointKind) -> torch.Tensor:
-    """The tensor of the compressor without which nothing else need be asked."""
-    name = resampler.prefix + kind.landmark
-    if name not in resampler.checkpoint:
-        raise ConversionError(f"The checkpoint does not fit its configuration: missing tensors: {name}.")
-    return resampler.checkpoint.tensor(name)
-
-
 def check_num_layers(what: str, number: int, part: Part, prefix: str) -> None:
     """Before a model is made of as many layers, which for a damaged number takes all of the memory."""
     layers = layer_numbers(part.checkpoint, part.prefix + prefix)
@@ -236,56 +189,3 @@ def check_free_space(folder: Path, shapes: dict[str, tuple[int, ...]], dtype: to
         raise ConversionError(
             f"The disk of {folder.parent} is too full: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free."
         )
-
-
-def is_disk_full(error: Exception) -> bool:
-    # Libraries that are written in Rust raise it as a plain exception.
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
-
-
-def parse_arguments(kind: CheckpointKind, description: str, argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=description.split("\n\n")[0],
-        epilog=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    place = "DIR_OR_HUB_ID"
-    parser.add_argument("--input", required=True, metavar=place, help="original checkpoint")
-    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of --input on the Hub")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
-    parser.add_argument("--vision-tower", metavar=place, help="default: `mm_vision_tower` of the original config")
-    parser.add_argument("--language-model", metavar=place, help=f"for a stage-1 {kind.stage_1_file}")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: the original's")
-    parser.add_argument("--push-to-hub", metavar="ID", help="upload the result into this model repository")
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace an output folder that a conversion wrote, once the new one is finished",
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="read the CRCs of the original's .bin files, and compare every written tensor with its source",
-    )
-    parser.add_argument("--max-shard-size", default="2GB", metavar="SIZE", help="default: %(default)s")
-    args = parser.parse_args(argv)
-    try:
-        args.max_shard_size = parse_size(args.max_shard_size)
-    except ValueError as error:
-        parser.error(f"--max-shard-size: {error}")
-    return args
-
-
-def main(conversion: Conversion, description: str, argv: list[str] | None = None) -> None:
-    """Runs the command line; an error that the user can mend ends it with a message and exit status 1."""
-    args = parse_arguments(conversion.kind, description, argv)
-    try:
-        convert(conversion, args)
-    except ConversionError as error:
-        sys.exit(one_line(f"error: {error}"))
-    except Exception as error:
-        if is_disk_full(error):
-            sys.exit(f"error: The disk is full: {args.output} could not be written, and nothing was left behind.")
-        if not isinstance(error, OSError):
-            raise
-        sys.exit(one_line(f"error: {error}"))

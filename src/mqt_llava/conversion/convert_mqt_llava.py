@@ -15,16 +15,27 @@ language model that it was trained with:
 
 Tensors go from file to file one at a time, so that memory does not grow with the model. The output folder appears when
 it is finished, or not at all.
+
+Without the repository, call `python -m mqt_llava.conversion.convert_mqt_llava` instead of the script.
 """
 
+import torch
+
 from .. import MQTLlavaForConditionalGeneration
-from . import conversion_steps
+from . import command_line
 from .checkpoint_kinds import MQT_LLAVA
 from .configs_mqt_llava import mqt_llava_config, mqt_llava_processor
 from .conversion_steps import Conversion
-from .key_mapping_mqt_llava import RESAMPLER_SOURCES
+from .key_mapping import Sources, attention_sources
 from .model_card import ConversionTexts
 
+
+# What the original calls the tensors of its query transformer.
+RESAMPLER_SOURCES: Sources = {
+    "query_positions": ("pos_embed", None),
+    "proj.weight": ("proj", torch.t),
+    **attention_sources("attn"),
+}
 
 CONVERSION = Conversion(
     kind=MQT_LLAVA,
@@ -43,7 +54,7 @@ the query transformer's joint input projection is split into three, and""",
 
 
 def main(argv: list[str] | None = None) -> None:
-    conversion_steps.main(CONVERSION, __doc__, argv)
+    command_line.main(CONVERSION, __doc__, argv)
 
 
 if __name__ == "__main__":

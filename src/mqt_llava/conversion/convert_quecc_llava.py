@@ -15,16 +15,32 @@ model that it was trained with:
 
 Tensors go from file to file one at a time, so that memory does not grow with the model. The output folder appears when
 it is finished, or not at all.
+
+Without the repository, call `python -m mqt_llava.conversion.convert_quecc_llava` instead of the script.
 """
 
 from .. import QueCCLlavaForConditionalGeneration
-from . import conversion_steps
+from . import command_line
 from .checkpoint_kinds import QUECC_LLAVA
 from .configs_quecc_llava import SETTINGS, quecc_llava_config, quecc_llava_processor
 from .conversion_steps import Conversion
-from .key_mapping_quecc_llava import RESAMPLER_SOURCES
+from .key_mapping import Sources, attention_sources
 from .model_card import ConversionTexts
 
+
+# What the original calls the tensors of its compressor and of LLaVA's projector behind it, one `nn.Sequential`.
+RESAMPLER_SOURCES: Sources = {
+    new: (old, None)
+    for kind in ("weight", "bias")
+    for new, old in {
+        f"text_proj.{kind}": f"0.text_projection.0.{kind}",
+        f"ln_text.{kind}": f"0.text_projection.1.{kind}",
+        **{f"{name}_mlp.{i}.{kind}": f"0.{name}_proj.{i}.{kind}" for name in "qkv" for i in (0, 2, 3)},
+        f"q_downsample.{kind}": f"0.q_downsample.{kind}",
+        f"proj.0.{kind}": f"1.{kind}",
+        f"proj.2.{kind}": f"3.{kind}",
+    }.items()
+} | attention_sources("0.clip_attn")
 
 CONVERSION = Conversion(
     kind=QUECC_LLAVA,
@@ -43,7 +59,7 @@ used, the compressor's joint input projection is split into three, and""",
 
 
 def main(argv: list[str] | None = None) -> None:
-    conversion_steps.main(CONVERSION, __doc__, argv)
+    command_line.main(CONVERSION, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from .checkpoint_reader import CheckpointReader
 from .conversion_error import ConversionError, listed
-from .shard_writer import TensorSpec, write_shards
+from .shard_writer import write_shards
 
 
 # Of anything else, a cast would make numbers that are not the weights: quantised ones need their scales.
@@ -108,7 +108,6 @@ def write_recipes(
     Raises:
         ConversionError: Weights are NaN or infinite, in the new dtype at least. Names them.
     """
-    specs = {name: TensorSpec(dtype, tuple(shapes[name])) for name in recipes}
     not_finite = set()
     with tqdm(total=len(recipes), desc="Converting", unit="tensor") as progress:
 
@@ -119,7 +118,7 @@ def write_recipes(
                 not_finite.add(recipes[name].source)
             return tensor
 
-        write_shards(folder, specs, cook, max_shard_size)
+        write_shards(folder, shapes, dtype, cook, max_shard_size)
     if not_finite:
         raise ConversionError(
             f"Weights are NaN or infinite as {str(dtype).removeprefix('torch.')}: {listed(not_finite)}. The "

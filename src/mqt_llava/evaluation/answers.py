@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files.json_lines import append_json_lines, read_json_lines
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -56,8 +58,6 @@ class AnswerLog:
         self.path = None
         if folder is not None:
             self.path = Path(folder) / f"rank_{rank}.jsonl"
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            cut_torn_line(self.path)
             for path in sorted(self.path.parent.glob("rank_*.jsonl")):
                 self.answers.update((answer.key, answer) for answer in read_answers(path))
 
@@ -70,18 +70,9 @@ class AnswerLog:
     def add(self, answers: list[Answer]) -> None:
         self.answers.update((answer.key, answer) for answer in answers)
         if self.path is not None:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
+            append_json_lines(self.path, map(asdict, answers))
 
 
 def read_answers(path: Path) -> list[Answer]:
-    """All whole lines of a file; another process may be about to finish the last one."""
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [Answer(**json.loads(line)) for line in lines]
-
-
-def cut_torn_line(path: Path) -> None:
-    """Drops what a process that was killed had written of a line."""
-    if path.exists():
-        data = path.read_bytes()
-        os.truncate(path, data.rfind(b"\n") + 1)
+    rows, _ = read_json_lines(path)
+    return [Answer(**row) for row in rows]

@@ -1,13 +1,13 @@
 """What a sweep has finished: a JSON file for each pair of a task and a number of visual tokens."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 
 from transformers import PreTrainedConfig
 
+from ..files.atomic_file import write_atomically
 from ..planning import request_cost
 from .answers import Answer
 
@@ -105,7 +105,7 @@ class FinishedPairs:
         path = self.folder / "settings.json"
         settings = json.loads(json.dumps(settings))
         if not path.exists():
-            write_atomically(path, settings)
+            write_atomically(path, to_json(settings))
             return
         before = json.loads(path.read_text())
         for name in {**before, **settings}:
@@ -128,15 +128,11 @@ class FinishedPairs:
         return Pair(**json.loads(self.path(task, m).read_text()))
 
     def write(self, pair: Pair) -> None:
-        write_atomically(self.path(pair.task, pair.m), asdict(pair))
+        write_atomically(self.path(pair.task, pair.m), to_json(asdict(pair)))
 
 
-def write_atomically(path: Path, content: dict) -> None:
-    """Either the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(unfinished, path)
+def to_json(content: dict) -> str:
+    return json.dumps(content, indent=1) + "\n"
 
 
 def weights_of(pretrained: str) -> dict[str, list[int]]:

@@ -1,30 +1,19 @@
 """Which files are read, from a folder and from the Hub."""
 
-import json
 import shutil
 from fnmatch import fnmatch
 
 import pytest
 import torch
-from original_checkpoints import KINDS, VISION, assert_same_tensors
+from original_checkpoints import KINDS, assert_same_tensors
 from safetensors.torch import save_file
 
 from mqt_llava.conversion import hub_folders
-from mqt_llava.conversion.checkpoint_reader import CheckpointReader
 
 
-def test_an_unrelated_safetensors_file_beside_an_index_of_bin(original, convert):
-    reference = convert(original.folder, output="reference")
-    names = list(original.tensors)
-    weight_map = {}
-    for number, part in enumerate((names[::2], names[1::2]), start=1):
-        file = f"pytorch_model-{number:05d}-of-00002.bin"
-        torch.save({name: original.tensors[name] for name in part}, original.folder / file)
-        weight_map.update(dict.fromkeys(part, file))
-    original.without_weights().write("pytorch_model.bin.index.json", json.dumps({"weight_map": weight_map}))
-    save_file({"other": torch.ones(1)}, original.folder / "model_other.safetensors")
-    expected = CheckpointReader(reference)
-    assert_same_tensors(convert(original.folder, "--check"), {key: expected.tensor(key) for key in expected.keys()})
+def test_an_unrelated_safetensors_file_beside_an_index_of_bin(original, convert, expected):
+    save_file({"other": torch.ones(1)}, original.save_in_shards("bin").folder / "model_other.safetensors")
+    assert_same_tensors(convert(original.folder, "--check"), expected)
 
 
 @pytest.fixture
@@ -59,16 +48,14 @@ def test_only_the_weights_are_fetched_from_the_hub(original, convert, hub):
 
 def test_a_stage_1_from_the_hub(original, hub, kind, main, tmp_path):
     file = KINDS[kind].stage_1_file
-    torch.save(original.part(KINDS[kind].prefix), original.without_weights().folder / file)
+    original.without_weights().save_stage_1()
     with pytest.raises(SystemExit, match=f"holds a stage-1 {file} alone. Pass --language-model"):
         main(["--input", "someone/some-model", "--output", str(tmp_path / "converted")])
     assert (hub[0] / file).exists()
 
 
 def test_a_vision_tower_inside_a_repository(original, convert, hub):
-    vision = {name.removeprefix(VISION): tensor for name, tensor in original.part(VISION).items()}
-    original.tensors = {name: tensor for name, tensor in original.tensors.items() if not name.startswith(VISION)}
-    torch.save(vision, original.save().vision_tower / "pytorch_model.bin")
+    original.move_vision_tower_out()
     convert("someone/some-model", "--check")
 
 

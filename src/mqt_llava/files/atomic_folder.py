@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .conversion_error import ConversionError
-
 
 @contextmanager
 def atomic_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
@@ -23,12 +21,12 @@ def atomic_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     Two runs for one target at the same time are not supported (the later one wins).
 
     Args:
-        target: The folder to make, whose place `check_output` has approved.
+        target: The folder to make.
         overwrite: Whether to replace a folder that is there. It stays as it is until the new one is finished. Without
             it, a folder that is not empty by then is left alone.
 
     Raises:
-        ConversionError: Nothing can be written there.
+        OSError: Nothing can be written there.
     """
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     made = [parent for parent in partial.parents if not parent.exists()]
@@ -36,7 +34,7 @@ def atomic_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         try:
             partial.mkdir(parents=True)
         except OSError as error:
-            raise ConversionError(f"The output folder {target} cannot be made: {error.strerror}.") from error
+            raise OSError(f"The output folder {target} cannot be made: {error.strerror}.") from error
         yield partial
         swap(partial, target, overwrite)
     except BaseException:

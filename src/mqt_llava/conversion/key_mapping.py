@@ -7,26 +7,17 @@ Vision tower and language model are called alike in all of them. What a compress
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import NamedTuple
 
 import torch
 
-from .checkpoint_reader import CheckpointReader
+from .original_parts import Part
 from .tensor_recipes import Recipe
 
 
-VISION_PREFIX = "model.vision_tower.vision_tower.vision_model."
 EMBEDDINGS = ("model.language_model.embed_tokens.weight", "lm_head.weight")
 
 # A compressor's tensors by their new names, each with the original name and what is done to the original.
 Sources = dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor] | None]]
-
-
-class Part(NamedTuple):
-    """A part of the model, under a prefix of some checkpoint."""
-
-    checkpoint: CheckpointReader
-    prefix: str
 
 
 def input_projection(tensor: torch.Tensor, index: int) -> torch.Tensor:

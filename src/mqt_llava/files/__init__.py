@@ -1,0 +1,1 @@
+"""Files that a killed program leaves in order. Nothing here knows what is in them."""
