@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from helpers import FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME, tiny_config
 
 from mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaProcessor
+from tests.builders.configs import tiny_config
+from tests.builders.paths import FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME
 
 
 torch.set_num_threads(1)

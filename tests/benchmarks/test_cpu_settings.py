@@ -6,7 +6,8 @@ import sys
 from statistics import median
 
 import pytest
-from helpers import REPOSITORY
+
+from tests.builders.paths import REPOSITORY
 
 
 @pytest.mark.slow  # it compiles

@@ -1,6 +1,5 @@
 """The benchmark for GPUs, rehearsed on a CPU in tiny shapes, and the FLOPs and bytes behind its rooflines."""
 
-import importlib
 import json
 import random
 import subprocess
@@ -11,8 +10,10 @@ from statistics import median
 
 import pytest
 import torch
-from helpers import REPOSITORY
 from torch.utils.flop_counter import FlopCounterMode
+
+from tests.builders.paths import REPOSITORY
+from tests.builders.scripts import load_script
 
 
 BENCHMARKS = REPOSITORY / "benchmarks"
@@ -35,9 +36,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def modules():
     """The benchmark's own modules."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield {name: importlib.import_module(name) for name in ("gpu", "gpu_cases", "gpu_report", "roofline")}
+    return {name: load_script(f"benchmarks/{name}.py") for name in ("gpu", "gpu_cases", "gpu_report", "roofline")}
 
 
 def expected_cases() -> set[tuple]:

@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from helpers import REPOSITORY
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
 from mqt_llava.planning import request_cost
+from tests.builders.paths import REPOSITORY
 
 
 CASES, KERNEL_SIZES = [(1, 24), (1, 100), (4, 24)], {36: 4, 16: 6, 4: 12, 1: 24}

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from helpers import REPOSITORY
+
+from tests.builders.paths import REPOSITORY
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from helpers import FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mqt_llava.conversion.checkpoint_reader import CheckpointReader
+from tests.builders.paths import FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME
 
 
 RESAMPLER = "model.query_abstractor."

@@ -1,17 +1,14 @@
 """Prompts for small QueCC-LLaVAs, and what tests ask of them."""
 
 import torch
-from tiny_models import pad
+
+from tests.builders.prompts import pad
 
 
 # Questions of different lengths; a row is the questions about the images of one prompt.
 WHAT, WHERE, HOW = [61], [62, 63, 64], [65, 66, 67, 68, 69]
 ROWS = ([WHERE], [WHAT, HOW], [], [HOW])
 NEW = {"max_new_tokens": 6, "do_sample": False}
-
-
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 def features(model, inputs: dict) -> torch.Tensor:

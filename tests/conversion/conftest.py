@@ -1,9 +1,10 @@
 """Fixtures that run the conversion's command line."""
 
 import pytest
-from helpers import FIXTURES, GOLDEN_NAMES
-from original_checkpoints import Original
 from safetensors.torch import load_file
+
+from tests.builders.original_checkpoints import Original
+from tests.builders.paths import FIXTURES, GOLDEN_NAMES
 
 
 @pytest.fixture

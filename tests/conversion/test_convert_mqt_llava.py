@@ -2,13 +2,13 @@ import json
 
 import pytest
 import torch
-from original_checkpoints import RESAMPLER, VISION, assert_same_tensors
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration, MQTLlavaProcessor
 from mqt_llava.conversion.checkpoint_reader import CheckpointReader
+from tests.builders.original_checkpoints import RESAMPLER, VISION, assert_same_tensors
 
 
 def split_in_two(tensors):

@@ -9,10 +9,10 @@ import time
 
 import pytest
 import torch
-from helpers import REPOSITORY
-from original_checkpoints import RESAMPLER, VISION
 
 from mqt_llava.conversion import hub_folders, shard_writer, tensor_recipes
+from tests.builders.original_checkpoints import RESAMPLER, VISION
+from tests.builders.paths import REPOSITORY
 
 
 # What is refused

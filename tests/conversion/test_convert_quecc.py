@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME
-from original_checkpoints import PROJECTOR, RESAMPLER, VISION, Original, assert_same_tensors
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -17,6 +15,8 @@ import mqt_llava
 from mqt_llava import QueCCLlavaConfig, QueCCLlavaForConditionalGeneration, QueCCLlavaProcessor
 from mqt_llava.conversion import tensor_recipes
 from mqt_llava.conversion.checkpoint_reader import CheckpointReader
+from tests.builders.original_checkpoints import PROJECTOR, RESAMPLER, VISION, Original, assert_same_tensors
+from tests.builders.paths import FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME
 
 
 COMPRESSION = "mm_vision_token_compression_"

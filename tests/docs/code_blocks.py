@@ -1,21 +1,21 @@
 """
 The code blocks of README and docs, fenced or indented, and where each is run. To list them:
 
-    python tests/code_blocks.py
+    python -m tests.docs.code_blocks
 
 A block without a comment is run by `test_code_blocks.py`. The comment in front of another says which test runs it, or
 why none does:
 
-    <!-- run by tests/test_speed_page.py::test_snippets_run -->
+    <!-- run by tests/docs/test_speed.py::test_snippets_run -->
     <!-- not run: needs the network -->
 """
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+
+from tests.builders.paths import REPOSITORY
 
 
-REPOSITORY = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
 COMMENT = re.compile(r"<!-- (run by .+|not run: .+) -->")
 
@@ -29,7 +29,7 @@ class Block:
     comment: str | None
 
     def __str__(self) -> str:
-        where = self.comment or "run by tests/test_code_blocks.py"
+        where = self.comment or "run by tests/docs/test_code_blocks.py"
         return f"{self.page}:{self.line}\t{self.language}\t{self.lines[0].strip()[:60]}\t{where}"
 
 

@@ -3,7 +3,9 @@
 import json
 
 import pytest
-from helpers import REPOSITORY
+
+from tests.builders.paths import REPOSITORY
+from tests.builders.scripts import load_script
 
 
 RESULTS = json.loads((REPOSITORY / "model_cards" / "mqt-llava-tiny" / "adaptive.json").read_text())
@@ -23,9 +25,7 @@ def test_the_table_is_what_was_measured():
 
 def test_the_figure_draws_the_half_of_the_table():
     pytest.importorskip("matplotlib")
-    from adaptive import draw_figure
-
-    (axis,) = draw_figure(RESULTS).axes
+    (axis,) = load_script("examples/fashion_mosaics/adaptive.py").draw_figure(RESULTS).axes
     curve, chosen, fixed, oracle = (line.get_xydata().tolist() for line in axis.lines)
     chosen = chosen[0]
     assert chosen == [RESULTS["mean_visual_tokens"], 100 * RESULTS["accuracy"]]

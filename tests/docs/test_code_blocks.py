@@ -9,8 +9,9 @@ import subprocess
 import sys
 
 import pytest
-from code_blocks import PAGES, find_blocks
-from helpers import REPOSITORY
+
+from tests.builders.paths import REPOSITORY
+from tests.docs.code_blocks import PAGES, find_blocks
 
 
 MOSAIC = REPOSITORY / "examples" / "images" / "mosaic_0.png"

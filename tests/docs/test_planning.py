@@ -4,14 +4,16 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers import REPOSITORY
 from transformers import LlavaConfig
 
 from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
 from mqt_llava.planning import largest_budget, request_cost
 from mqt_llava.planning.decoders import decoder
+from tests.builders.paths import REPOSITORY
+from tests.builders.scripts import load_script
 
 
+main = load_script("examples/plan_budget.py").main
 PAGE = (REPOSITORY / "docs" / "planning.md").read_text()
 TEXT_TOKENS = 58  # of the published row, by what fits best
 
@@ -83,8 +85,6 @@ def test_the_snippets_run_when_pasted(monkeypatch, tmp_path, capsys):
     ],
 )
 def test_the_example_plans(flags, largest, capsys):
-    from plan_budget import main
-
     main(list(map(str, ["--text-tokens", 40, "--new-tokens", 20, *flags])))
     output = capsys.readouterr().out
     assert len(re.findall(r"^\| +\d+ \|", output, re.MULTILINE)) == 5
@@ -94,16 +94,12 @@ def test_the_example_plans(flags, largest, capsys):
 
 
 def test_the_example_says_when_nothing_fits(capsys):
-    from plan_budget import main
-
     with pytest.raises(SystemExit):
         main(["--kv-bytes", "5", "--budgets", "3"])
     assert "`kv_bytes` is 5.0, but one visual token for each image needs" in capsys.readouterr().err
 
 
 def test_the_example_says_which_models_have_a_choice(converted_quecc, capsys):
-    from plan_budget import main
-
     with pytest.raises(SystemExit):
         main(["--model", str(converted_quecc)])
     assert "--model is a 'quecc_llava', whose number of visual tokens cannot be chosen" in capsys.readouterr().err

@@ -4,30 +4,28 @@ import re
 
 import numpy as np
 import pytest
-from helpers import REPOSITORY
 from PIL import Image
 
 from mqt_llava.planning import ScalingLaw, fit_scaling_law, request_flops
+from tests.builders.paths import REPOSITORY
+from tests.builders.scripts import load_script
 
 
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 
+report = load_script("examples/scaling_law/scaling_law_report.py")
 PAGE = (REPOSITORY / "docs" / "scaling_law.md").read_text()
 
 
 @pytest.fixture(scope="module")
 def reasoning():
-    from scaling_law_report import published_scores
-
-    return fit_scaling_law(published_scores("visual reasoning"))
+    return fit_scaling_law(report.published_scores("visual reasoning"))
 
 
 @pytest.fixture(scope="module")
 def ocr():
-    from scaling_law_report import variants
-
-    return {title: fit_scaling_law(table, num_bootstrap=0) for title, table in variants("OCR").items()}
+    return {title: fit_scaling_law(table, num_bootstrap=0) for title, table in report.variants("OCR").items()}
 
 
 def test_published_exponents(reasoning):
@@ -90,24 +88,20 @@ def test_the_snippet_runs_when_pasted(monkeypatch, capsys):
 
 
 def test_own_scores_are_reported(tmp_path, capsys):
-    from scaling_law_report import main
-
     law = ScalingLaw(0.5, 0.3, 0.1, 0.2)
     rng = np.random.default_rng(0)
     lines = [
         f"{N},{T},{1 - law.predict(N, T) + rng.normal(scale=0.002)}" for N in (1, 3, 7) for T in (1, 4, 16, 64, 256)
     ]
     (tmp_path / "sweep.csv").write_text("\n".join(["params_billion,tokens,score", *lines]))
-    main(["--scores", str(tmp_path / "sweep.csv")])
+    report.main(["--scores", str(tmp_path / "sweep.csv")])
     assert "| sweep | 0.3" in capsys.readouterr().out
     assert Image.open(tmp_path / "sweep.png").size == (1080, 456)
 
 
 @pytest.mark.slow
 def test_the_tables_are_those_of_the_page(tmp_path, capsys):
-    from scaling_law_report import main
-
-    main(["--figure", str(tmp_path / "figure.png")])
+    report.main(["--figure", str(tmp_path / "figure.png")])
     output = capsys.readouterr().out
     tables = [block for block in output.strip().split("\n\n") if block.startswith("|")]
     assert len(tables) == 5 and all(table in PAGE for table in tables)

@@ -5,7 +5,9 @@ import re
 
 import pytest
 import torch
-from helpers import REPOSITORY
+
+from tests.builders.paths import REPOSITORY
+from tests.builders.scripts import load_script
 
 
 PAGE = (REPOSITORY / "docs" / "speed.md").read_text()
@@ -35,8 +37,6 @@ def test_table_of_quantised_weights():
         assert f"| {method} | {' | '.join(cells)} |" in PAGE
 
 
-def test_table_of_settings(monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
-    from cpu_settings import report
-
+def test_table_of_settings():
+    report = load_script("benchmarks/cpu_settings.py").report
     assert report(json.loads((RESULTS / "cpu_settings.json").read_text())["rows"]) in PAGE

@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from helpers import REPOSITORY
 from PIL import Image
 
 from mqt_llava import MQTLlavaForConditionalGeneration
 from mqt_llava.visualization import coverage, query_maps
+from tests.builders.paths import REPOSITORY
 
 
 PAGE = (REPOSITORY / "docs" / "visualization.md").read_text()

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from helpers import REPOSITORY
 from PIL import Image
+
+from tests.builders.paths import REPOSITORY
 
 
 pytest.importorskip("lmms_eval", reason="needs lmms-eval: make test-lmms-eval")

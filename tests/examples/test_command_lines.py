@@ -7,20 +7,14 @@ import subprocess
 import sys
 
 import pytest
-from helpers import REPOSITORY
 from PIL import Image
+
+from tests.builders.paths import REPOSITORY
+from tests.builders.scripts import load_script
 
 
 MOSAIC = REPOSITORY / "examples" / "images" / "mosaic_0.png"
 HEAVY = ("torch", "transformers", "mqt_llava", "gradio", "openai", "matplotlib")
-HELP = """
-import runpy, sys
-for name in {heavy}:
-    sys.modules[name] = None  # an import of it is an error
-sys.argv = [{script!r}, "--help"]
-sys.path.insert(0, {folder!r})
-runpy.run_path({script!r}, run_name="__main__")
-"""
 # Those that a user copies. What trains has transformers' TrainingArguments for flags, which need torch.
 SCRIPTS = [
     path
@@ -32,10 +26,10 @@ SCRIPTS = [
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_help_waits_for_no_import(script):
-    code = HELP.format(heavy=HEAVY, script=str(script), folder=str(script.parent))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.startswith("usage:")
+    done = subprocess.run([sys.executable, "-X", "importtime", script, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("usage:"), done.stderr[-2000:]
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in imported and not imported.intersection(HEAVY)
 
 
 @pytest.fixture
@@ -47,7 +41,7 @@ def truncated(tmp_path):
 
 @pytest.mark.parametrize("name", ["answer_at_budgets", "explain"])
 def test_a_truncated_image_is_named(name, truncated, capsys):
-    module = __import__(name)
+    module = load_script(f"examples/{name}.py")
     with pytest.raises(SystemExit):
         module.main(["--image", str(truncated), "--question", "Is there any footwear?"])
     *_, error = capsys.readouterr().err.splitlines()
@@ -55,8 +49,7 @@ def test_a_truncated_image_is_named(name, truncated, capsys):
 
 
 def test_a_picture_of_ones_own_leaves_the_picture_of_the_demo(tmp_path, monkeypatch):
-    import answer_at_budgets
-
+    answer_at_budgets = load_script("examples/answer_at_budgets.py")
     monkeypatch.setattr(answer_at_budgets, "REPOSITORY", tmp_path)  # where runs/ is
     shown = tmp_path / "demo.png"  # named so that the name is taken
     shown.write_bytes(MOSAIC.read_bytes())
@@ -69,16 +62,14 @@ def test_a_picture_of_ones_own_leaves_the_picture_of_the_demo(tmp_path, monkeypa
 
 
 def test_the_default_number_is_in_the_help(capsys):
-    from folder_to_jsonl import main
-
+    main = load_script("examples/folder_to_jsonl.py").main
     with pytest.raises(SystemExit):
         main(["--help"])
     assert 'a number, or "auto", the default' in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_examples_of_plan_budget_run(monkeypatch, capsys):
-    import plan_budget
-
+    plan_budget = load_script("examples/plan_budget.py")
     monkeypatch.chdir(REPOSITORY)
     commands = re.findall(r"^    python examples/plan_budget.py (.*)$", plan_budget.__doc__, re.MULTILINE)
     assert len(commands) == 2
@@ -89,8 +80,7 @@ def test_the_examples_of_plan_budget_run(monkeypatch, capsys):
 
 def test_the_end_of_an_answer_has_no_row(tmp_path, monkeypatch, capsys):
     pytest.importorskip("captum")
-    import explain
-
+    explain = load_script("examples/explain.py")
     from mqt_llava import visualization as visual
 
     assert explain.METHODS == tuple(visual.METHODS)
@@ -110,9 +100,7 @@ def test_the_end_of_an_answer_has_no_row(tmp_path, monkeypatch, capsys):
 
 def test_a_missing_server_is_said_in_a_line(monkeypatch, capsys):
     pytest.importorskip("openai")
-    monkeypatch.syspath_prepend(REPOSITORY / "examples" / "serve")
-    import ask_server
-
+    ask_server = load_script("examples/serve/ask_server.py")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
@@ -122,9 +110,7 @@ def test_a_missing_server_is_said_in_a_line(monkeypatch, capsys):
 
 
 def test_what_else_the_client_lacks_is_said_in_a_line(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(REPOSITORY / "examples" / "serve")
-    import ask_server
-
+    ask_server = load_script("examples/serve/ask_server.py")
     with pytest.raises(SystemExit):
         ask_server.main(["--image", "nowhere.png", "--question", "What?"])
     assert "--image: there is no file nowhere.png" in capsys.readouterr().err

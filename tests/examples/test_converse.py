@@ -1,28 +1,21 @@
 """examples/converse.py against fresh runs on the whole conversation."""
 
-import importlib.util
 import subprocess
 import sys
 
 import pytest
 import torch
-from helpers import REPOSITORY
 from PIL import Image
 from transformers import AutoProcessor
 
 from mqt_llava import MQTLlavaForConditionalGeneration
+from tests.builders.paths import REPOSITORY
+from tests.builders.scripts import load_script
 
 
+example = load_script("examples/converse.py")
 CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
 TURNS = ["Is there any footwear?", "What is there most of?", "What is in the top left?", "List the items in column 1."]
-
-
-@pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location("converse", REPOSITORY / "examples" / "converse.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -33,7 +26,7 @@ def checkpoint():
 
 @pytest.mark.parametrize("budgets", [(4, 4, 4, 4), (1, 2, 8, 16), (1, 1, 16, 16), (3, 16, 16, 16), (16, 4, 1, 9)])
 @pytest.mark.parametrize("picture", ["mosaic_0.png", "mosaic_2.png"])
-def test_answers_are_those_of_a_fresh_run(example, checkpoint, budgets, picture):
+def test_answers_are_those_of_a_fresh_run(checkpoint, budgets, picture):
     model, processor = checkpoint
     image = Image.open(REPOSITORY / "examples" / "images" / picture)
     conversation = example.Conversation(model, processor, image, budgets[0])
@@ -63,7 +56,7 @@ def test_answers_are_those_of_a_fresh_run(example, checkpoint, budgets, picture)
 
 
 @pytest.mark.parametrize("is_typed", [True, False], ids=["typed", "example"])
-def test_the_script_is_a_conversation(example, is_typed):
+def test_the_script_is_a_conversation(is_typed):
     command = [sys.executable, REPOSITORY / "examples" / "converse.py", REPOSITORY / "examples/images/mosaic_0.png"]
     typed = f"{example.EXAMPLE}\n\nnot read any more\n" if is_typed else ""
     command += [] if is_typed else ["--example"]
@@ -72,7 +65,7 @@ def test_the_script_is_a_conversation(example, is_typed):
     assert output[2].endswith("What is in the top left?  sneaker")
 
 
-def test_a_number_that_the_model_does_not_have_ends_nothing(example, monkeypatch, capsys):
+def test_a_number_that_the_model_does_not_have_ends_nothing(monkeypatch, capsys):
     picture = str(REPOSITORY / "examples/images/mosaic_0.png")
     monkeypatch.setattr(sys, "argv", ["converse.py", picture])
     monkeypatch.setattr(sys, "stdin", ["17\n", "0\n", "What is in the top left?\n"])

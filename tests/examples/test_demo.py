@@ -7,15 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from demo_answers import MAX_SIDE, Answer, Answerer
-from helpers import REPOSITORY
 from PIL import Image
 from transformers import AutoProcessor
 
 from mqt_llava import MQTLlavaForConditionalGeneration
 from mqt_llava.planning import request_cost
+from tests.builders.paths import REPOSITORY
+from tests.builders.scripts import load_script
 
 
+demo_answers = load_script("examples/demo_answers.py")
 CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
 MOSAIC = str(REPOSITORY / "examples" / "images" / "mosaic_0.png")
 QUESTION = "List the items in the second row."
@@ -24,7 +25,7 @@ QUESTION = "List the items in the second row."
 @pytest.fixture(scope="module")
 def answerer():
     model = MQTLlavaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
-    return Answerer(model, AutoProcessor.from_pretrained(CHECKPOINT), max_new_tokens=40)
+    return demo_answers.Answerer(model, AutoProcessor.from_pretrained(CHECKPOINT), max_new_tokens=40)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_nobody_waiting_ends_the_computation(answerer, image):
     note_length = lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1])  # noqa: E731
     hook = answerer.model.model.language_model.register_forward_pre_hook(note_length, with_kwargs=True)
     answers = answerer.stream(image, [], "List the items.", 16)
-    assert isinstance(next(answers), Answer)
+    assert isinstance(next(answers), demo_answers.Answer)
     threads = threading.active_count()
     answers.close()
     stopped = len(lengths)
@@ -126,7 +127,9 @@ def test_files_that_are_no_pictures_are_refused(answerer, tmp_path):
         assert str(tmp_path) not in str(caught.value)
     with pytest.raises(ValueError, match="deleted in the meantime"):
         answerer.read_image(str(tmp_path / "gone.png"))
-    Image.new("1", (MAX_SIDE + 1, 1)).save(tmp_path / "long.png")  # small, but not once it is padded to a square
+    Image.new("1", (demo_answers.MAX_SIDE + 1, 1)).save(
+        tmp_path / "long.png"
+    )  # small, but not once it is padded to a square
     with pytest.raises(ValueError, match="9001 x 1 pixels; no side may have more than 9000"):
         answerer.read_image(str(tmp_path / "long.png"))
 

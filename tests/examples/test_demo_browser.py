@@ -16,7 +16,8 @@ from urllib.parse import urlparse
 from urllib.request import urlopen
 
 import pytest
-from helpers import REPOSITORY
+
+from tests.builders.paths import REPOSITORY
 
 
 pytestmark = pytest.mark.browser

@@ -9,10 +9,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+
+from tests.builders.paths import REPOSITORY
+from tests.builders.scripts import load_script
 
 
 CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
@@ -85,8 +87,8 @@ def test_embedded_checkpoint_is_small_and_complete():
 
 
 def test_evaluation_counts_right_answers(dataset, tmp_path):
-    from evaluate import main, score
-
+    evaluate = load_script("examples/fashion_mosaics/evaluate.py")
+    main, score = evaluate.main, evaluate.score
     assert score("position", "bag", "bag") == 1 and score("position", "bag, bag", "bag") == 0
     assert score("row", "bag, dress, coat", "bag, coat, coat, bag") == 0.5
     arguments = ["--data-folder", dataset, "--mosaics", 3, "--budgets", 1, 16, "--output", tmp_path / "figures.json"]
@@ -98,8 +100,7 @@ def test_evaluation_counts_right_answers(dataset, tmp_path):
 
 def test_calibration_is_judged_on_the_other_half(dataset, tmp_path):
     pytest.importorskip("matplotlib")
-    from adaptive import main
-
+    main = load_script("examples/fashion_mosaics/adaptive.py").main
     arguments = ["--data-folder", dataset, "--calibration-questions", 4, "--test-questions", 8]
     arguments += ["--output", tmp_path / "figures.json", "--figure", tmp_path / "figure.png"]
     results = main(list(map(str, arguments)))
@@ -112,7 +113,7 @@ def test_calibration_is_judged_on_the_other_half(dataset, tmp_path):
 
 
 def test_training_goes_on_where_it_was_stopped(dataset, tmp_path):
-    from train import main
+    main = load_script("examples/fashion_mosaics/train.py").main
 
     def train(folder, steps, **changes):
         options = {
@@ -163,8 +164,7 @@ def test_compressors_are_compared(dataset, tmp_path):
 
 def test_comparison_of_compressors_is_reported(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    from compare_quecc_report import main
-
+    main = load_script("examples/fashion_mosaics/compare_quecc_report.py").main
     main(["--figure", str(tmp_path / "figure.png")])
     assert Image.open(tmp_path / "figure.png").size[0] > 700
     assert capsys.readouterr().out.strip() in (REPOSITORY / "docs" / "quecc.md").read_text()
@@ -172,8 +172,7 @@ def test_comparison_of_compressors_is_reported(tmp_path, capsys):
 
 def test_comparison_is_reported(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    from compare_report import main
-
+    main = load_script("examples/fashion_mosaics/compare_report.py").main
     main(["--figure", str(tmp_path / "figure.png")])
     assert Image.open(tmp_path / "figure.png").size[0] > 700
     page = (REPOSITORY / "docs" / "training.md").read_text()
@@ -197,8 +196,7 @@ def test_readme_snippets_run_when_pasted(monkeypatch, capsys):
 
 def test_heatmaps_are_weighed(dataset, tmp_path):
     pytest.importorskip("captum")
-    from heatmap_mass import main
-
+    main = load_script("examples/fashion_mosaics/heatmap_mass.py").main
     results = main(["--mosaics", "2", "--data-folder", str(dataset), "--output", str(tmp_path / "figures.json")])
     assert all(0 <= figures["all"] <= 1 for figures in results.values())
     # The library's Grad-CAM is that of the script, which goes by the layers of the vision tower.
@@ -207,7 +205,6 @@ def test_heatmaps_are_weighed(dataset, tmp_path):
 
 
 def test_missing_dataset_says_what_to_install(tmp_path):
-    from mosaics import load_items
-
+    load_items = load_script("examples/fashion_mosaics/mosaics.py").load_items
     with pytest.raises(FileNotFoundError, match="dataset-fashion-mnist"):
         load_items("train", str(tmp_path))

@@ -8,12 +8,14 @@ import sys
 import time
 
 import pytest
-from folder_to_jsonl import main
-from helpers import REPOSITORY
 from PIL import Image
+
+from tests.builders.paths import REPOSITORY
+from tests.builders.scripts import load_script
 
 
 IMAGES = REPOSITORY / "examples" / "images"
+main = load_script("examples/folder_to_jsonl.py").main
 QUESTION = "List the items in the second row."
 SCRIPT = REPOSITORY / "examples" / "folder_to_jsonl.py"
 

@@ -4,15 +4,16 @@ import json
 
 import pytest
 import torch
-from evaluate import score
-from helpers import REPOSITORY
 from PIL import Image
-from quantized import METHODS, NOT_QUANTIZED, load
 from transformers import AutoProcessor, BitsAndBytesConfig
 
 from mqt_llava import MQTLlavaForConditionalGeneration
+from tests.builders.paths import REPOSITORY
+from tests.builders.scripts import load_script
 
 
+score = load_script("examples/fashion_mosaics/evaluate.py").score
+quantized_script = load_script("examples/fashion_mosaics/quantized.py")
 CHECKPOINT = str(REPOSITORY / "model_cards" / "mqt-llava-tiny")
 IMAGES = REPOSITORY / "examples" / "images"
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -28,14 +29,14 @@ def processor():
 
 @pytest.fixture(scope="module")
 def reference():
-    return load(CHECKPOINT, "float32")
+    return quantized_script.load(CHECKPOINT, "float32")
 
 
 @pytest.fixture(scope="module", params=BOUNDS)
 def quantized(request):
     """Method and model."""
-    pytest.importorskip(METHODS[request.param])
-    return request.param, load(CHECKPOINT, request.param)
+    pytest.importorskip(quantized_script.METHODS[request.param])
+    return request.param, quantized_script.load(CHECKPOINT, request.param)
 
 
 def questions() -> tuple[list[Image.Image], list[str], list[str]]:
@@ -103,17 +104,17 @@ def test_answers_are_as_good_as_in_float32(quantized, reference, processor):
 def test_visual_tokens_are_those_in_bfloat16(quantized, processor):
     _, model = quantized
     pixels = prompts(processor, 4)["pixel_values"]
-    expected = load(CHECKPOINT, "bfloat16").get_image_features(pixels).pooler_output
+    expected = quantized_script.load(CHECKPOINT, "bfloat16").get_image_features(pixels).pooler_output
     for tokens, expected_tokens in zip(model.get_image_features(pixels).pooler_output, expected):
         assert torch.equal(tokens, expected_tokens)
 
 
 def test_saved_and_reloaded(reference, processor, tmp_path):
     """The saved configuration names what was left out."""
-    model = load(CHECKPOINT, "bitsandbytes nf4")
+    model = quantized_script.load(CHECKPOINT, "bitsandbytes nf4")
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
-    assert saved["llm_int8_skip_modules"] == NOT_QUANTIZED
+    assert saved["llm_int8_skip_modules"] == quantized_script.NOT_QUANTIZED
     reloaded = MQTLlavaForConditionalGeneration.from_pretrained(tmp_path, device_map="cpu").eval()
     assert_image_path_is_bfloat16(reloaded)
     inputs = prompts(processor, 4)
@@ -132,8 +133,8 @@ def test_without_the_argument_the_image_path_is_quantised_too():
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", BOUNDS)
 def test_on_a_gpu(method, reference, processor):
-    pytest.importorskip(METHODS[method])
-    model = load(CHECKPOINT, method, "cuda")
+    pytest.importorskip(quantized_script.METHODS[method])
+    model = quantized_script.load(CHECKPOINT, method, "cuda")
     assert_image_path_is_bfloat16(model)
     for m in M:
         expected = text_logits(reference, prompts(processor, m))

@@ -1,13 +1,10 @@
 """The examples of other people's trainers: they run to the end, and what they save can be loaded and answers."""
 
-import importlib.util
 import json
 import re
-import sys
 
 import pytest
 import torch
-from helpers import REPOSITORY, TEXT_CONFIG, VISION_CONFIG
 from PIL import Image
 from transformers import (
     AutoModelForImageTextToText,
@@ -20,28 +17,15 @@ from transformers import (
 )
 
 from mqt_llava import MQTLlavaForConditionalGeneration, QueCCLlavaForConditionalGeneration
+from tests.builders.configs import TEXT_CONFIG, VISION_CONFIG
+from tests.builders.paths import REPOSITORY
+from tests.builders.scripts import load_script
 
 
-FOLDER = REPOSITORY / "examples" / "train"
 PICTURES = REPOSITORY / "examples" / "images"
 CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
 FLAGS = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--use_cpu", "true", "--report_to", "none"]
 FLAGS += ["--disable_tqdm", "true", "--learning_rate", "1e-3"]
-
-
-@pytest.fixture
-def load_example(monkeypatch):
-    """Loads a script of the folder, in which scripts import one another."""
-    monkeypatch.syspath_prepend(FOLDER)
-
-    def load(name):
-        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)  # dataclasses look their module up
-        spec.loader.exec_module(module)
-        return module
-
-    return load
 
 
 def answer(folder, num_visual_tokens=4) -> torch.Tensor:
@@ -94,9 +78,9 @@ def test_the_readme_trains_from_a_vision_tower_and_a_decoder(monkeypatch, tmp_pa
     assert MQTLlavaForConditionalGeneration.from_pretrained(tmp_path / "runs" / "mine").config.max_visual_tokens == 64
 
 
-def test_the_docs_train_on_a_dataset(monkeypatch, load_example, tmp_path):
+def test_the_docs_train_on_a_dataset(monkeypatch, tmp_path):
     datasets = pytest.importorskip("datasets")
-    rows = load_example("pictures").load_pictures()
+    rows = load_script("examples/train/pictures.py").load_pictures()
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
     monkeypatch.chdir(tmp_path)
     snippet = training_snippet(REPOSITORY / "docs" / "training.md")
@@ -111,17 +95,17 @@ def changed_tensors(folder) -> set[str]:
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def test_trl(load_example, tmp_path):
+def test_trl(tmp_path):
     pytest.importorskip("trl")
-    load_example("sft_trl").main([*FLAGS, "--output_dir", str(tmp_path)])
+    load_script("examples/train/sft_trl.py").main([*FLAGS, "--output_dir", str(tmp_path)])
     changed = changed_tensors(tmp_path)
     assert any("resampler" in name for name in changed) and any("language_model" in name for name in changed)
     assert answer(tmp_path).shape[1] > 0
 
 
-def test_peft(load_example, tmp_path):
+def test_peft(tmp_path):
     pytest.importorskip("peft")
-    load_example("lora_peft").main([*FLAGS, "--output_dir", str(tmp_path)])
+    load_script("examples/train/lora_peft.py").main([*FLAGS, "--output_dir", str(tmp_path)])
     assert (tmp_path / "adapter_model.safetensors").exists()
     changed = changed_tensors(tmp_path / "merged")
     assert changed and not any("vision_tower" in name or "embed_tokens" in name for name in changed)
@@ -143,7 +127,7 @@ def test_peft(load_example, tmp_path):
 
 
 @pytest.mark.parametrize("lora", [[], ["--lora_rank", "4"], ["--lora_rank", "4", "--load_in_4bit", "true"]])
-def test_both_stages(load_example, tmp_path, lora):
+def test_both_stages(tmp_path, lora):
     """Stage 1, stage 2 on top of what it saved, and the second call of each, which has nothing left to do."""
     if "--load_in_4bit" in lora:
         pytest.importorskip("bitsandbytes")
@@ -158,7 +142,7 @@ def test_both_stages(load_example, tmp_path, lora):
         ),
     ]
     for name, argv in stages:
-        script = load_example(name)
+        script = load_script(f"examples/train/{name}.py")
         script.main(argv)
         script.main(argv)
     assert (first / "trained_parts.safetensors").exists()
@@ -169,16 +153,16 @@ def test_both_stages(load_example, tmp_path, lora):
         assert answer(second).shape[1] > 0
 
 
-def test_both_stages_of_quecc(load_example, tmp_path):
+def test_both_stages_of_quecc(tmp_path):
     """From a vision tower and a decoder to a model that answers."""
     vision, text = save_parts(tmp_path)
     data, first, second = tmp_path / "data.json", tmp_path / "first", tmp_path / "second"
     write_conversations(data)
     flags = f"--vision_tower {vision} --language_model {text} --data_path {data} --image_folder {PICTURES}"
     flags += " --compressor quecc --kernel_size 2 --vision_context_layers 1 2 --resampler_num_attention_heads 4"
-    load_example("pretrain").main([*flags.split(), *FLAGS, "--output_dir", str(first)])
+    load_script("examples/train/pretrain.py").main([*flags.split(), *FLAGS, "--output_dir", str(first)])
     assert (first / "trained_parts.safetensors").exists()
-    load_example("finetune").main(
+    load_script("examples/train/finetune.py").main(
         [*flags.split(), *FLAGS, "--trained_parts_from", str(first), "--output_dir", str(second)]
     )
     model = AutoModelForImageTextToText.from_pretrained(second)

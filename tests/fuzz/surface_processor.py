@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from helpers import REPOSITORY
 
 from mqt_llava import MQTLlavaProcessor, QueCCLlavaProcessor
+from tests.builders.paths import REPOSITORY
 
 from .numbers import in_any_form as numbers_in_any_form
 from .numbers import random_counts, wrong_numbers

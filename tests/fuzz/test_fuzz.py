@@ -8,13 +8,13 @@ import torch
 import transformers
 from packaging.version import Version
 
-from fuzz.oracle import Oracle
-from fuzz.outcomes import EITHER, REFUSED, RIGHT, Outcome, attempt
-from fuzz.planted import PLANTS, find
-from fuzz.rows import Image
-from fuzz.runner import run, run_case, summary
-from fuzz.subjects import subject
-from fuzz.surfaces import SURFACES
+from .oracle import Oracle
+from .outcomes import EITHER, REFUSED, RIGHT, Outcome, attempt
+from .planted import PLANTS, find
+from .rows import Image
+from .runner import run, run_case, summary
+from .subjects import subject
+from .surfaces import SURFACES
 
 
 # Older releases do what the contract forbids: they drop the images of chunked prompts, and take no arrays in

@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from helpers import REPOSITORY, VISION_CONFIG, tiny_config
 from PIL import Image
-from tiny_models import random_model
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 from transformers import AutoProcessor
@@ -12,6 +10,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from mqt_llava import MQTLlavaForConditionalGeneration
+from tests.builders.configs import VISION_CONFIG, tiny_config
+from tests.builders.models import random_model
+from tests.builders.numbers import relative_error
+from tests.builders.paths import REPOSITORY
 
 
 CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
@@ -52,11 +54,6 @@ def text_logits(model, inputs: dict) -> torch.Tensor:
     """In float32 on the CPU, of what is no padding, but for the placeholder, which is never predicted."""
     logits = model(**inputs.to(model.device)).logits.float().cpu()[inputs["attention_mask"].cpu() == 1]
     return logits[:, torch.arange(logits.shape[1]) != model.config.image_token_id]
-
-
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """The greatest difference of a logit, over the greatest logit."""
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 # ---------------------------------------------------------------------------------------------- eager, SDPA and flex

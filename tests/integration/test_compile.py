@@ -5,10 +5,11 @@ How often `torch.compile` compiles when m and the prompt length change from call
 
 import pytest
 import torch
-from tiny_models import random_inputs, random_model
 from transformers import CompileConfig
 
 from mqt_llava import MQTLlavaForConditionalGeneration
+from tests.builders.models import random_model
+from tests.builders.prompts import random_inputs
 
 
 NEW = {"max_new_tokens": 4}

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from helpers import FIXTURES, GOLDEN_NAMES
 from PIL import Image
 from safetensors.torch import load_file
 
 from mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaProcessor
+from tests.builders.paths import FIXTURES, GOLDEN_NAMES
 
 
 QUESTION_KEYS = [f"q{question}.m{m}" for question in range(3) for m in (1, 2, 7, 16, 64, 255, 256)]

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from helpers import FIXTURES, QUECC_GOLDEN_NAME
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mqt_llava import QueCCLlavaForConditionalGeneration, QueCCLlavaProcessor
+from tests.builders.paths import FIXTURES, QUECC_GOLDEN_NAME
 
 
 KEYS = [f"q{question}.{image}" for question in range(2) for image in ("landscape", "square")]

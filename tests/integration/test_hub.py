@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from elsewhere import load_elsewhere
-from helpers import tiny_config
 from PIL import Image
 from transformers import (
     AutoConfig,
@@ -26,6 +24,8 @@ from transformers import (
 
 import mqt_llava
 from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration, MQTLlavaModel, MQTLlavaProcessor
+from tests.builders.configs import tiny_config
+from tests.builders.processes import load_elsewhere
 
 
 MODELS = Path(mqt_llava.__file__).parent / "models"

@@ -6,10 +6,6 @@ import sys
 
 import pytest
 import torch
-from elsewhere import load_elsewhere
-from helpers import TEXT_CONFIG, tiny_quecc_config
-from test_hub import ASK, MODELS, QUESTIONS, generate, make_chat, make_image, make_prompt, save, texts
-from tiny_models import random_quecc_model
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -22,6 +18,20 @@ from transformers import (
 )
 
 from mqt_llava import QueCCLlavaConfig, QueCCLlavaForConditionalGeneration, QueCCLlavaModel, QueCCLlavaProcessor
+from tests.builders.configs import TEXT_CONFIG, tiny_quecc_config
+from tests.builders.models import random_quecc_model
+from tests.builders.processes import load_elsewhere
+from tests.integration.test_hub import (
+    ASK,
+    MODELS,
+    QUESTIONS,
+    generate,
+    make_chat,
+    make_image,
+    make_prompt,
+    save,
+    texts,
+)
 
 
 CLASSES = (QueCCLlavaConfig, QueCCLlavaModel, QueCCLlavaForConditionalGeneration, QueCCLlavaProcessor)

@@ -9,12 +9,14 @@ from os import environ
 from pathlib import Path
 
 import pytest
-from elsewhere import BLOCK, load_elsewhere, run_python
-from helpers import FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME, REPOSITORY
 from huggingface_hub import ModelCard, ModelCardData
-from loopback_hub import LoopbackHub
-from test_hub import ASK, CLASS_NAMES, MODEL_FILES, check_loaded, make_chat
 from transformers import pipeline
+
+from tests.builders.loopback_hub import LoopbackHub
+from tests.builders.paths import FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME, REPOSITORY
+from tests.builders.processes import BLOCK, load_elsewhere, run_python
+from tests.builders.scripts import load_script
+from tests.integration.test_hub import ASK, CLASS_NAMES, MODEL_FILES, check_loaded, make_chat
 
 
 TINY = REPOSITORY / "model_cards" / "mqt-llava-tiny"
@@ -200,8 +202,7 @@ def test_the_embedded_checkpoint_goes_to_the_hub(hub, environment, tmp_path):
 
 
 def test_a_folder_that_is_there_or_has_no_weights_is_refused(tmp_path, capsys):
-    from prepare_upload import main
-
+    main = load_script("model_cards/prepare_upload.py").main
     (tmp_path / "there").mkdir()
     for name, output in (("mqt-llava-tiny", "there"), ("mqt-llava-7b", "new"), ("no-such-model", "new")):
         with pytest.raises(SystemExit, match="error: "):

@@ -7,14 +7,16 @@ from threading import Thread
 import pytest
 import torch
 import transformers
-from helpers import FIXTURES, GOLDEN_NAMES, tiny_config
 from packaging import version
 from PIL import Image
 from safetensors import safe_open
-from tiny_models import IMAGE_TOKEN_ID, random_inputs, random_model
 from transformers import CompileConfig, TextIteratorStreamer, TextStreamer
 
 from mqt_llava import MQTLlavaForConditionalGeneration
+from tests.builders.configs import tiny_config
+from tests.builders.models import random_model
+from tests.builders.paths import FIXTURES, GOLDEN_NAMES
+from tests.builders.prompts import IMAGE_TOKEN_ID, random_inputs
 
 
 ROWS = ([4, 4], [2], [])  # visual tokens of the images of each prompt

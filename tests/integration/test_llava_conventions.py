@@ -6,8 +6,6 @@ import json
 
 import pytest
 import torch
-from helpers import tiny_config, tiny_quecc_config
-from tiny_models import random_inputs, random_model, random_quecc_inputs, random_quecc_model
 from transformers import AutoConfig, AutoModel
 from transformers.exporters.utils import decompose_multimodal, is_multimodal
 
@@ -17,6 +15,9 @@ from mqt_llava import (
     QueCCLlavaForConditionalGeneration,
     QueCCLlavaModel,
 )
+from tests.builders.configs import tiny_config, tiny_quecc_config
+from tests.builders.models import random_model, random_quecc_model
+from tests.builders.prompts import random_inputs, random_quecc_inputs
 
 
 CLASSES = (

@@ -5,14 +5,14 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import REPOSITORY
 from PIL import Image
-from tiny_models import random_inputs
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, pipeline
 from transformers.generation.streamers import BaseStreamer
 
 from mqt_llava import AdaptiveBudget, MQTLlavaForConditionalGeneration, MQTLlavaProcessor
 from mqt_llava.models.visual_token_cache import recall_prompts
+from tests.builders.paths import REPOSITORY
+from tests.builders.prompts import random_inputs
 
 
 CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"

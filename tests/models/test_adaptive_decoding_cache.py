@@ -5,15 +5,16 @@ import random
 import pytest
 import torch
 import transformers
-from helpers import TEXT_CONFIG, VISION_CONFIG, tiny_config
 from packaging.version import Version
-from tiny_models import DECODERS, decoder_config, random_model
 from transformers import AutoConfig, DynamicCache, StaticCache
 
 from mqt_llava import AdaptiveBudget
+from tests.builders.configs import DECODERS, TEXT_CONFIG, VISION_CONFIG, decoder_config, tiny_config
+from tests.builders.models import random_model
+from tests.builders.prompts import prompt_rows, random_pixels
 
 
-IMAGE, NEW, MARGIN = 99, 6, 1e-4
+NEW, MARGIN = 6, 1e-4
 ALWAYS_CLIMB = {"confidence": 1.0, "margin": 1.0}
 SAMPLE = {"do_sample": True, "temperature": 1.5}
 PROCESSORS = {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "min_new_tokens": 3, "eos_token_id": [5, 50]}
@@ -39,33 +40,13 @@ def random_rows(rng: random.Random, max_images: int = 3) -> list[list]:
     return rows
 
 
-def build(rows: list[list], counts: list[int], is_left: bool = True) -> dict[str, torch.Tensor]:
-    counts, built = iter(counts), []
-    for row in rows:
-        built.append([token for piece in row for token in ([IMAGE] * next(counts) if piece == "image" else [piece])])
-    length = max(map(len, built))
-
-    def pad(row):
-        padding = [0] * (length - len(row))
-        return padding + row if is_left else row + padding
-
-    return {
-        "input_ids": torch.tensor([pad(row) for row in built]),
-        "attention_mask": torch.tensor([pad([1] * len(row)) for row in built]),
-    }
-
-
-def random_images(number: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(number, 3, 28, 28, generator=torch.Generator().manual_seed(seed))
-
-
 def random_prompts(model, rng: random.Random) -> tuple[list[list], torch.Tensor, dict]:
     """Prompts made at any m, padded on any side, with pixels or encoded images, with or without counts."""
     rows = random_rows(rng)
     number = sum(row.count("image") for row in rows)
     made_with = [rng.choice([1, 4, 16])] * number if rng.random() < 0.5 else rng.choices(range(1, 17), k=number)
-    images = random_images(number, seed=rng.randint(0, 999))
-    inputs = build(rows, made_with, is_left=rng.random() < 0.5 or not number)
+    images = random_pixels(number, seed=rng.randint(0, 999))
+    inputs = prompt_rows(rows, made_with, "left" if rng.random() < 0.5 or not number else "right")
     if number and (len(set(made_with)) > 1 or rng.random() < 0.5):
         inputs["visual_token_counts"] = torch.tensor(made_with)
     if number and rng.random() < 0.5:
@@ -100,7 +81,7 @@ def compare(model, rows: list[list], images: torch.Tensor, inputs: dict, budget:
     output = generate(model, inputs, budget, **kwargs)
     levels = output.visual_token_level.tolist()
     counts = [level for level, row in zip(levels, rows) for piece in row if piece == "image"]
-    plain_inputs = build(rows, counts)
+    plain_inputs = prompt_rows(rows, counts)
     if counts:
         plain_inputs |= {"pixel_values": images, "visual_token_counts": torch.tensor(counts)}
     plain = generate(model, plain_inputs, **kwargs)
@@ -192,7 +173,7 @@ def assert_confidence_is_that_of_plain(output, plain, budget: AdaptiveBudget) ->
 def test_the_last_of_several_images_ends_its_prompt(tiny_model, levels):
     """Each of them has to be a visual token, and the cache that is returned that of the whole prompt."""
     rows = [[1, 11, "image", 12, 13, "image"], [1, 14, "image", 15], [1, "image", "image"]]
-    inputs = {**build(rows, [16] * 5), "pixel_values": random_images(5)}
+    inputs = {**prompt_rows(rows, [16] * 5), "pixel_values": random_pixels(5)}
     budget = (
         AdaptiveBudget(levels, **ALWAYS_CLIMB) if len(levels) == 1 else dividing_budget(tiny_model, inputs, levels)
     )
@@ -220,7 +201,7 @@ ROWS = [
 
 @pytest.fixture
 def inputs():
-    return {**build(ROWS, [16] * 5), "pixel_values": random_images(5)}
+    return {**prompt_rows(ROWS, [16] * 5), "pixel_values": random_pixels(5)}
 
 
 @pytest.mark.parametrize(
@@ -238,7 +219,7 @@ def inputs():
 def test_other_caches_and_assistants(tiny_model, inputs, kwargs):
     is_batch = not {"assistant_model", "prompt_lookup_num_tokens"} & set(kwargs)
     if not is_batch:  # transformers assists one prompt at a time
-        inputs = {**build(ROWS[:1], [16]), "pixel_values": inputs["pixel_values"][:1]}
+        inputs = {**prompt_rows(ROWS[:1], [16]), "pixel_values": inputs["pixel_values"][:1]}
     budget = dividing_budget(tiny_model, inputs, [1, 4, 16])
     expected = generate(tiny_model, inputs, budget)
     if "assistant_model" in kwargs:
@@ -261,8 +242,8 @@ def test_quantized_cache(tiny_model, inputs):
 
 def test_prompts_that_end_with_the_image(tiny_model):
     rows = [[1, 11, "image"], [1, "image", 21]]
-    images = random_images(2)
-    inputs = {**build(rows, [16] * 2), "pixel_values": images}
+    images = random_pixels(2)
+    inputs = {**prompt_rows(rows, [16] * 2), "pixel_values": images}
     for confidence in (0.0, 1.0):
         budget = AdaptiveBudget([2, 16], confidence, margin=confidence)
         output, _, _ = compare(tiny_model, rows, images, inputs, budget)
@@ -301,7 +282,7 @@ class Counter:
 def test_worst_case_is_one_pass_and_the_text_behind_the_image(tiny_model, levels, num_probed):
     for row in (ROWS[0], ROWS[1], ROWS[3]):
         before, after = row.index("image"), len(row) - row.index("image") - 1
-        inputs = {**build([row], [16]), "pixel_values": random_images(1)}
+        inputs = {**prompt_rows([row], [16]), "pixel_values": random_pixels(1)}
         with Counter(tiny_model) as counter:
             budget = AdaptiveBudget(levels, num_probed_tokens=num_probed, **ALWAYS_CLIMB)
             output = generate(tiny_model, inputs, budget, max_new_tokens=1)
@@ -323,7 +304,7 @@ def test_worst_case_at_7b_proportions_costs_less_than_a_tenth_more():
     row = [*range(1, 36), "image", *range(40, 52)]
     images = torch.randn(1, 3, 336, 336, generator=torch.Generator().manual_seed(0))
     with Counter(model) as counter:
-        inputs = {**build([row], [256]), "pixel_values": images}
+        inputs = {**prompt_rows([row], [256]), "pixel_values": images}
         output = generate(model, inputs, AdaptiveBudget(**ALWAYS_CLIMB), max_new_tokens=1)
     assert output.visual_token_level.tolist() == output.visual_tokens_processed.tolist() == [256]
     assert sum(counter.tokens) == 35 + 256 + 12 + 2 * 12 < 1.1 * (35 + 256 + 12)
@@ -337,7 +318,7 @@ def test_prompts_that_stopped_cost_nothing_further(tiny_model, num_probed):
         number = sum(row.count("image") for row in rows)
         if not number:
             continue
-        inputs = {**build(rows, [16] * number), "pixel_values": random_images(number, seed=rng.randint(0, 99))}
+        inputs = {**prompt_rows(rows, [16] * number), "pixel_values": random_pixels(number, seed=rng.randint(0, 99))}
         budget = dividing_budget(tiny_model, inputs, levels, num_probed)
         with Counter(tiny_model) as counter:
             output = generate(tiny_model, inputs, budget, max_new_tokens=1)
@@ -358,8 +339,8 @@ def test_prompts_that_stopped_cost_nothing_further(tiny_model, num_probed):
 
 
 def test_of_several_images_the_first_is_continued(tiny_model):
-    row, images = [1, 11, "image", 12, "image", "image", 13], random_images(3)
-    inputs = {**build([row], [16] * 3), "pixel_values": images}
+    row, images = [1, 11, "image", 12, "image", "image", 13], random_pixels(3)
+    inputs = {**prompt_rows([row], [16] * 3), "pixel_values": images}
     with Counter(tiny_model) as counter:
         output, _, _ = compare(tiny_model, [row], images, inputs, AdaptiveBudget([2, 4, 16], **ALWAYS_CLIMB))
     assert output.visual_tokens_processed.tolist() == [16 + 2 * (2 + 4 + 16)]
@@ -385,7 +366,7 @@ def test_text_alone_and_encoded_images_run_no_vision_tower(tiny_model, inputs):
     expected = generate(tiny_model, inputs, budget)
     with Counter(tiny_model) as counter:
         output = generate(tiny_model, {**prompt, "mm_encoder_outputs": {"image": encoded}}, budget)
-        text = build(ROWS[2:3] * 2, [])
+        text = prompt_rows(ROWS[2:3] * 2, [])
         answer = generate(tiny_model, text, budget)
     assert counter.num_encoded == 0
     assert torch.equal(output.sequences, expected.sequences)

@@ -7,7 +7,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -22,6 +21,7 @@ from transformers import (
 )
 
 from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration, MQTLlavaProcessor
+from tests.builders.configs import tiny_config
 
 
 PROMPT = "USER: <image>\nWhat is this? ASSISTANT:"

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_config
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, Qwen2Config, SiglipVisionConfig
 
 from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration
 from mqt_llava.models.configuration_compressed_llava import check_num_visual_tokens
+from tests.builders.configs import tiny_config
 
 
 def test_defaults_describe_the_released_model():

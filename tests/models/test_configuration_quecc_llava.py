@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from helpers import VISION_CONFIG, tiny_quecc_config
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, SiglipVisionConfig
 
 from mqt_llava import QueCCLlavaConfig, QueCCLlavaForConditionalGeneration
+from tests.builders.configs import VISION_CONFIG, tiny_quecc_config
 
 
 def test_defaults_describe_the_published_model():

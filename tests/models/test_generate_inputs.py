@@ -5,10 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tiny_models import pad, random_inputs, random_model, random_pixels, random_quecc_inputs, random_quecc_model
 from transformers import DynamicCache
 
 from mqt_llava import AdaptiveBudget
+from tests.builders.models import random_model, random_quecc_model
+from tests.builders.prompts import pad, random_inputs, random_pixels, random_quecc_inputs
 
 
 NEW = {"max_new_tokens": 5, "do_sample": False}

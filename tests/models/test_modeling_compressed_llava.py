@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
-from helpers import TEXT_CONFIG, VISION_CONFIG, tiny_config
-from tiny_models import decoder_config, enlarge_weights, random_inputs, random_pixels, text_labels
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CLIPConfig, CLIPModel
 
 from mqt_llava import MQTLlavaForConditionalGeneration
+from tests.builders.configs import TEXT_CONFIG, VISION_CONFIG, decoder_config, tiny_config
+from tests.builders.models import enlarge_weights
+from tests.builders.prompts import random_inputs, random_pixels, text_labels
 
 
 PARTS = {

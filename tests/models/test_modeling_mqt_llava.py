@@ -5,25 +5,15 @@ import math
 
 import pytest
 import torch
-from helpers import VISION_CONFIG, tiny_config
-from tiny_models import (
-    DECODERS,
-    decoder_config,
-    enlarge_weights,
-    random_inputs,
-    random_model,
-    random_pixels,
-    text_labels,
-)
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaModel
 from mqt_llava.models.modeling_mqt_llava import MQTLlavaResampler, sine_cosine_positions
-
-
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
+from tests.builders.configs import DECODERS, VISION_CONFIG, decoder_config, tiny_config
+from tests.builders.models import enlarge_weights, random_model
+from tests.builders.numbers import relative_error
+from tests.builders.prompts import random_inputs, random_pixels, text_labels
 
 
 def count_calls(module: nn.Module) -> list[torch.Size]:

@@ -5,24 +5,16 @@ import math
 
 import pytest
 import torch
-from helpers import VISION_CONFIG, tiny_quecc_config
-from quecc_cases import HOW, NEW, ROWS, WHAT, WHERE, answers, features, one_prompt, relative_error
-from tiny_models import (
-    DECODERS,
-    IMAGE_TOKEN_ID,
-    decoder_config,
-    enlarge_weights,
-    pad,
-    random_pixels,
-    random_quecc_inputs,
-    random_quecc_model,
-    text_labels,
-)
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from mqt_llava import QueCCLlavaForConditionalGeneration, QueCCLlavaModel
 from mqt_llava.models.modeling_quecc_llava import QueCCLlavaResampler
+from tests.builders.configs import DECODERS, VISION_CONFIG, decoder_config, tiny_quecc_config
+from tests.builders.models import enlarge_weights, random_quecc_model
+from tests.builders.numbers import relative_error
+from tests.builders.prompts import IMAGE_TOKEN_ID, pad, random_pixels, random_quecc_inputs, text_labels
+from tests.builders.quecc import HOW, NEW, ROWS, WHAT, WHERE, answers, features, one_prompt
 
 
 @pytest.fixture

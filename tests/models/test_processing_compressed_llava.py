@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_processing_mqt_llava import PROMPT, as_file, make_image, reference_pixels, tokenize_chat, user
+
+from tests.models.test_processing_mqt_llava import PROMPT, as_file, make_image, reference_pixels, tokenize_chat, user
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "I", "I;16", "F", "1", "YCbCr"])

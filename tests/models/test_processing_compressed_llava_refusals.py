@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_bad_input import IMAGE, PROMPT, raises
+
+from tests.models.test_bad_input import IMAGE, PROMPT, raises
 
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_processing_mqt_llava import CAN_SANITIZE, TRUSTING_TEMPLATE
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoProcessor, TokenizersBackend
 
 from mqt_llava import QueCCLlavaProcessor
+from tests.models.test_processing_mqt_llava import CAN_SANITIZE, TRUSTING_TEMPLATE
 
 
 PROMPT = "USER: <image>\nWhat is this? ASSISTANT:"

@@ -5,31 +5,17 @@ import copy
 import pytest
 import torch
 import transformers
-from helpers import tiny_config
 from packaging.version import Version
 from transformers import DynamicCache, GenerationConfig, StaticCache
 from transformers.generation.streamers import BaseStreamer
 
 from mqt_llava import MQTLlavaForConditionalGeneration
 from mqt_llava.models.placeholders import resize_prompt, visual_tokens_per_image
+from tests.builders.configs import tiny_config
+from tests.builders.prompts import IMAGE_TOKEN_ID, prompt_rows, random_pixels
 
 
-IMAGE, NEW = 99, 5
-
-
-def prompt_rows(rows: list[list], counts: list[int], pad: int = 0) -> dict[str, torch.Tensor]:
-    """Left-padded prompts; in `rows` the string "image" stands for the next image's placeholders."""
-    counts, built = iter(counts), []
-    for row in rows:
-        ids = []
-        for piece in row:
-            ids += [IMAGE] * next(counts) if piece == "image" else [piece]
-        built.append(ids)
-    length = max(map(len, built))
-    return {
-        "input_ids": torch.tensor([[pad] * (length - len(ids)) + ids for ids in built]),
-        "attention_mask": torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in built]),
-    }
+NEW = 5
 
 
 # Text alone, one image, two images with and without text between, in one batch. Token 0 is text too where it is not
@@ -45,7 +31,7 @@ NUM_IMAGES = 5
 
 @pytest.fixture
 def pixel_values():
-    return torch.randn(NUM_IMAGES, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+    return random_pixels(NUM_IMAGES, seed=1)
 
 
 def generate(model, inputs, **kwargs) -> torch.Tensor:
@@ -208,7 +194,7 @@ def test_positions_and_token_types_are_rebuilt(tiny_model, pixel_values):
     inputs["mm_token_type_ids"] = None
     assert torch.equal(generate(tiny_model, inputs, num_visual_tokens=4), expected)
 
-    types = (inputs["input_ids"] == IMAGE).long()
+    types = (inputs["input_ids"] == IMAGE_TOKEN_ID).long()
     resized, mask = resize_prompt(
         {"input_ids": inputs["input_ids"], "mm_token_type_ids": types},
         types.bool(),
@@ -217,7 +203,7 @@ def test_positions_and_token_types_are_rebuilt(tiny_model, pixel_values):
         [2, 7, 1, 16, 5],
         {"input_ids": 0, "mm_token_type_ids": 0},
     )
-    assert torch.equal(resized["mm_token_type_ids"], (resized["input_ids"] == IMAGE).long())
+    assert torch.equal(resized["mm_token_type_ids"], (resized["input_ids"] == IMAGE_TOKEN_ID).long())
     expected = prompt_rows(ROWS, [2, 7, 1, 16, 5])
     assert torch.equal(resized["input_ids"], expected["input_ids"])
     assert torch.equal(mask, expected["attention_mask"])
@@ -279,7 +265,7 @@ def test_repetition_penalty_and_never_an_image(tiny_model, pixel_values):
         tiny_model, inputs, do_sample=True, temperature=50.0, top_k=0, max_new_tokens=100, repetition_penalty=1.3
     )
     assert sampled.unique().numel() > 50
-    assert not (sampled == IMAGE).any()
+    assert not (sampled == IMAGE_TOKEN_ID).any()
 
 
 class TestConversationFromACache:

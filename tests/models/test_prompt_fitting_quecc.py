@@ -4,17 +4,12 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from quecc_cases import HOW, NEW, ROWS, WHAT, WHERE, answers, one_prompt
-from tiny_models import (
-    IMAGE_TOKEN_ID,
-    pad,
-    random_pixels,
-    random_quecc_inputs,
-    random_quecc_model,
-)
 from transformers import DynamicCache, GenerationConfig
 
 from mqt_llava import QueCCLlavaForConditionalGeneration
+from tests.builders.models import random_quecc_model
+from tests.builders.prompts import IMAGE_TOKEN_ID, pad, random_pixels, random_quecc_inputs
+from tests.builders.quecc import HOW, NEW, ROWS, WHAT, WHERE, answers, one_prompt
 
 
 @pytest.fixture

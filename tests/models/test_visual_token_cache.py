@@ -5,11 +5,12 @@ import random
 
 import pytest
 import torch
-from helpers import tiny_config
-from tiny_models import DECODERS, IMAGE_TOKEN_ID, decoder_config, random_model, random_pixels
 from transformers import DynamicCache
 
 from mqt_llava import AdaptiveBudget, VisualTokenCache
+from tests.builders.configs import DECODERS, decoder_config, tiny_config
+from tests.builders.models import random_model
+from tests.builders.prompts import IMAGE_TOKEN_ID, random_pixels
 
 
 NEW = 4

@@ -5,12 +5,12 @@ import re
 
 import pytest
 import torch
-from helpers import tiny_config
-from random_configs import random_mqt_config
 from transformers import LlavaConfig
 
 from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
 from mqt_llava.planning import Curve, Profile, largest_budget, request_cost
+from tests.builders.configs import tiny_config
+from tests.builders.random_configs import random_mqt_config
 
 
 def made_up_profile(config, dtype=torch.float32, flops_per_second=1e9) -> Profile:

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from helpers import REPOSITORY
 from transformers import AutoProcessor, GenerationConfig
 
 from mqt_llava import AdaptiveBudget, MQTLlavaForConditionalGeneration
 from mqt_llava.planning.calibration import Calibration, calibrate
+from tests.builders.paths import REPOSITORY
 
 
 CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"

@@ -13,12 +13,12 @@ import urllib.request
 
 import pytest
 import torch
-from helpers import REPOSITORY
 from PIL import Image
 from transformers import AutoProcessor
 from transformers.utils.import_utils import is_serve_available
 
 from mqt_llava import MQTLlavaForConditionalGeneration
+from tests.builders.paths import REPOSITORY
 
 
 pytestmark = pytest.mark.skipif(not is_serve_available(), reason='needs pip install "transformers[serving]"')

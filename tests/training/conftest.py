@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import REPOSITORY
 from PIL import Image
 
 from mqt_llava import MQTLlavaProcessor
+from tests.builders.paths import REPOSITORY
 
 
 CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"

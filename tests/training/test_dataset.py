@@ -6,11 +6,11 @@ import re
 
 import numpy as np
 import pytest
-from helpers import REPOSITORY
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from mqt_llava.training import ConversationDataset, TooManyBadRecords
+from tests.builders.paths import REPOSITORY
 
 
 PICTURES = sorted((REPOSITORY / "examples" / "images").glob("*.png"))

@@ -20,11 +20,11 @@ import psutil
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from helpers import REPOSITORY
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from mqt_llava import MQTLlavaForConditionalGeneration
+from tests.builders.paths import REPOSITORY
 
 
 PATIENCE = 900  # seconds until a run is taken to hang: a busy machine is slow

@@ -4,10 +4,11 @@ import re
 import shutil
 
 import pytest
-from elsewhere import BLOCK, run_python
-from helpers import REPOSITORY
 from huggingface_hub import ModelCard
-from loopback_hub import LoopbackHub
+
+from tests.builders.loopback_hub import LoopbackHub
+from tests.builders.paths import REPOSITORY
+from tests.builders.processes import BLOCK, run_python
 
 
 CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-from helpers import REPOSITORY, TEXT_CONFIG, VISION_CONFIG, tiny_config, tiny_quecc_config
 from transformers import (
     AutoTokenizer,
     LlavaConfig,
@@ -21,6 +20,8 @@ from mqt_llava import (
     QueCCLlavaProcessor,
 )
 from mqt_llava.models.processing_compressed_llava import IMAGE_TOKEN
+from tests.builders.configs import TEXT_CONFIG, VISION_CONFIG, tiny_config, tiny_quecc_config
+from tests.builders.paths import REPOSITORY
 
 
 MQT_TOKENS, QUECC_TOKENS = tiny_config().max_visual_tokens, tiny_quecc_config().num_visual_tokens

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from helpers import REPOSITORY
 from PIL import Image
 from transformers import AutoProcessor
 
 from mqt_llava import MQTLlavaForConditionalGeneration
 from mqt_llava.visualization import ImageAnswer
+from tests.builders.paths import REPOSITORY
 
 
 CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"

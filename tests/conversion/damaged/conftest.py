@@ -3,7 +3,8 @@
 import importlib
 
 import pytest
-from original_checkpoints import KINDS, Original, content
+
+from tests.builders.original_checkpoints import KINDS, Original, content
 
 
 @pytest.fixture(params=KINDS)

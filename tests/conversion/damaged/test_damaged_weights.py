@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 import torch
-from helpers import GOLDEN_NAMES
-from original_checkpoints import KINDS, POINTER, VISION
 from safetensors.torch import save_file
+
+from tests.builders.original_checkpoints import KINDS, POINTER, VISION
+from tests.builders.paths import GOLDEN_NAMES
 
 
 def test_check_finds_a_flipped_bit(original, kind, refused):
