@@ -24,9 +24,8 @@ def pad(rows: list[list[int]], side: str = "left", masks: list[list[int]] | None
 
 def expand(row: list[int | str], counts) -> list[int]:
     """A row of tokens and of images, which are strings; an image gets the next number of placeholders."""
-    return [
-        token for piece in row for token in ([IMAGE_TOKEN_ID] * next(counts) if isinstance(piece, str) else [piece])
-    ]
+    pieces = [[IMAGE_TOKEN_ID] * next(counts) if isinstance(piece, str) else [piece] for piece in row]
+    return [token for piece in pieces for token in piece]
 
 
 def prompt_rows(rows: list[list[int | str]], counts: list[int], side: str = "left") -> dict[str, torch.Tensor]:

@@ -11,7 +11,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from mqt_llava import MQTLlavaForConditionalGeneration
 from mqt_llava.models.placeholders import resize_prompt, visual_tokens_per_image
-from tests.builders.configs import tiny_config
+from tests.builders.configs import decoder_config, tiny_config
+from tests.builders.models import random_model
 from tests.builders.prompts import IMAGE_TOKEN_ID, prompt_rows, random_pixels
 
 
@@ -186,14 +187,19 @@ def test_encoded_images_are_cut_to_the_prompt(tiny_model, pixel_values):
     assert torch.equal(generate(tiny_model, {**inputs, "mm_encoder_outputs": {"image": encoded}}), expected)
 
 
-def test_positions_and_token_types_are_rebuilt(tiny_model, pixel_values):
+@pytest.mark.parametrize("decoder", ["llama", "gpt2"])  # GPT-2's learned positions tell where all else is shifted
+def test_positions_are_rebuilt(decoder, pixel_values):
+    model = random_model(tiny_config(text_config=decoder_config(decoder)))
     inputs = inputs_at([16] * 5, pixel_values)
-    expected = generate(tiny_model, inputs, num_visual_tokens=4)
+    expected = generate(model, inputs, num_visual_tokens=4)
     inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-    assert torch.equal(generate(tiny_model, inputs, num_visual_tokens=4), expected)
+    assert torch.equal(generate(model, inputs, num_visual_tokens=4), expected)
     inputs["mm_token_type_ids"] = None
-    assert torch.equal(generate(tiny_model, inputs, num_visual_tokens=4), expected)
+    assert torch.equal(generate(model, inputs, num_visual_tokens=4), expected)
 
+
+def test_token_types_are_rebuilt():
+    inputs = prompt_rows(ROWS, [16] * 5)
     types = (inputs["input_ids"] == IMAGE_TOKEN_ID).long()
     resized, mask = resize_prompt(
         {"input_ids": inputs["input_ids"], "mm_token_type_ids": types},
