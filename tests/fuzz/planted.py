@@ -56,10 +56,10 @@ def compare_numbers_alone() -> AbstractContextManager:
         cached_images = known.images if len(known.images) == len(prompt.ids) else [[] for _ in prompt.ids]
         cached_rows = [[image.num_visual_tokens for image in row] for row in cached_images]
         images = fitting.images_of_conversations(
-            prompt.placeholders, prompt.images, cached_images, self.most_visual_tokens, prompt.counts
+            prompt.placeholders, prompt.images, cached_images, self.max_visual_tokens, prompt.num_visual_tokens
         )
         made = [image.num_visual_tokens for image in images]
-        asked = fitting.numbers_asked_for(num_visual_tokens, images, self.most_visual_tokens)
+        asked = fitting.resolve_num_visual_tokens(num_visual_tokens, images, self.max_visual_tokens)
         ids, mask = prompt.ids, prompt.mask
         if asked != made:
             ids = self._resize_prompt(prompt, made, asked, config, kwargs)

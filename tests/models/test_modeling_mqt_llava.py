@@ -38,7 +38,7 @@ def test_encoding_at_m_equals_the_first_m_of_256(golden_model):
     resampler = golden_model.model.resampler
     patches = torch.randn(2, 576, 64, generator=torch.Generator().manual_seed(0))
     everything = resampler(patches)
-    errors = [relative_error(resampler(patches, num_queries=m), everything[:, :m]) for m in range(1, 257)]
+    errors = [relative_error(resampler(patches, num_visual_tokens=m), everything[:, :m]) for m in range(1, 257)]
     assert max(errors) < 1e-6
 
 

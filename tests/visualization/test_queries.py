@@ -18,7 +18,7 @@ def test_maps_are_what_queries_take_from_patches():
         patches = model.model.encode_patches(random_pixels(1))[1][0]
         values = resampler.v_proj(resampler.ln_v(patches))[0].unflatten(-1, (16, -1))
         context = torch.einsum("hqp,phd->qhd", maps.flatten(2), values).flatten(1)
-        expected = resampler(patches, num_queries=6)[0]
+        expected = resampler(patches, num_visual_tokens=6)[0]
     torch.testing.assert_close(resampler.proj(resampler.out_proj(context)).detach(), expected)
 
 

@@ -8,6 +8,7 @@ behind the image are processed at the next level.
 """
 
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,7 +58,7 @@ class AdaptiveBudget:
     margin: float = 0.0
     num_probed_tokens: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.levels is not None:
             check_levels(self.levels)
             self.levels = list(self.levels)
@@ -90,7 +91,7 @@ def check_levels(levels: list[int]) -> None:
         raise ValueError(f"`levels` is {levels}, but must be positive and ascend.")
 
 
-def resolve_budget(value, calibrated: dict | None):
+def resolve_budget(value: Any, calibrated: dict | None) -> Any:
     """
     What `num_visual_tokens` says: an [`AdaptiveBudget`] where it is one, its dict or "auto", else the value itself.
 
@@ -342,12 +343,16 @@ def merge_states(prompts: list[ProbedPrompt], cache: DynamicCache) -> None:
 class AdaptiveDecoding(PromptFitting):
     """`generate` with a budget that chooses a number of visual tokens for each prompt."""
 
-    def _fit_prompt(self, prompt: Prompt, config: GenerationConfig, num_visual_tokens, kwargs: dict) -> FittedPrompt:
+    def _fit_prompt(
+        self, prompt: Prompt, config: GenerationConfig, num_visual_tokens: Any, kwargs: dict
+    ) -> FittedPrompt:
         if isinstance(num_visual_tokens, AdaptiveBudget):
-            return self._climb(prompt, config, num_visual_tokens, kwargs)
+            return self._fit_to_budget(prompt, config, num_visual_tokens, kwargs)
         return super()._fit_prompt(prompt, config, num_visual_tokens, kwargs)
 
-    def _climb(self, prompt: Prompt, config, budget: AdaptiveBudget, kwargs: dict) -> FittedPrompt:
+    def _fit_to_budget(
+        self, prompt: Prompt, config: GenerationConfig, budget: AdaptiveBudget, kwargs: dict
+    ) -> FittedPrompt:
         """Finds the level of visual tokens that each prompt needs, and fits the prompts to these."""
         cache, levels = kwargs.get("past_key_values"), budget.levels_for(self.config.max_visual_tokens)
         is_filled = cache is not None and cache.get_seq_length() > 0
@@ -358,16 +363,17 @@ class AdaptiveDecoding(PromptFitting):
             )
         check_mask(prompt, past_length=0)
         check_images_are_passed(prompt)
-        counts, images = self._numbers_made(prompt), []
+        old_num_visual_tokens, images = self._num_visual_tokens_in(prompt), []
+        most = [levels[-1]] * len(prompt.images)
         if prompt.images:
             image_outputs = encoded_images(kwargs.get("mm_encoder_outputs"))
             if image_outputs is None:
                 pixel_values = kwargs.pop("pixel_values")
-                image_outputs = self.get_image_features(pixel_values, [levels[-1]] * len(counts), return_dict=True)
+                image_outputs = self.get_image_features(pixel_values, most, return_dict=True)
                 kwargs["mm_encoder_outputs"] = {"image": image_outputs}
-            images = list(cut_visual_tokens(image_outputs, [levels[-1]] * len(counts)).pooler_output)
+            images = list(cut_visual_tokens(image_outputs, most).pooler_output)
         shortest = {}
-        ids = self._resize_prompt(prompt, counts, [1] * len(counts), config, shortest)
+        ids = self._resize_prompt(prompt, old_num_visual_tokens, [1] * len(prompt.images), config, shortest)
         probed = split_prompts(ids, shortest["attention_mask"], self.config.image_token_id, images)
 
         eos_token_ids = [] if config.eos_token_id is None else config.eos_token_id
@@ -384,7 +390,7 @@ class AdaptiveDecoding(PromptFitting):
         )
         climb(self, probed, levels, budget, eos_token_ids, reuse, can_leave_rest=num_copies(config) == 1)
 
-        fitted = self._fit_to_levels(prompt, probed, counts, config, reuse, kwargs)
+        fitted = self._fit_to_levels(prompt, probed, old_num_visual_tokens, config, reuse, kwargs)
         confidence = torch.full((len(probed), len(levels)), float("nan"), device=ids.device)
         for row, entry in enumerate(probed):
             confidence[row, : len(entry.confidence)] = torch.tensor(entry.confidence)
@@ -396,23 +402,29 @@ class AdaptiveDecoding(PromptFitting):
         return fitted
 
     def _fit_to_levels(
-        self, prompt: Prompt, probed: list[ProbedPrompt], counts: list[int], config, reuse: bool, kwargs: dict
+        self,
+        prompt: Prompt,
+        probed: list[ProbedPrompt],
+        old_num_visual_tokens: list[int],
+        config: GenerationConfig,
+        reuse: bool,
+        kwargs: dict,
     ) -> FittedPrompt:
         """
         The prompts at the levels where they stopped.
 
         Args:
-            counts: Visual tokens of each image in the prompts as they were passed.
+            old_num_visual_tokens: Visual tokens of each image in the prompts as they were passed.
             reuse: Whether `generate` goes on from what was computed of them.
         """
-        new_counts = [entry.level for entry in probed for _ in entry.images]
-        ids = self._resize_prompt(prompt, counts, new_counts, config, kwargs)
-        images = [image.at(count) for image, count in zip(prompt.images, new_counts)]
+        new_num_visual_tokens = [entry.level for entry in probed for _ in entry.images]
+        ids = self._resize_prompt(prompt, old_num_visual_tokens, new_num_visual_tokens, config, kwargs)
+        images = [image.at(m) for image, m in zip(prompt.images, new_num_visual_tokens)]
         rows = images_per_row(ids == self.config.image_token_id, images)
         if not reuse:
             for entry in probed:
                 entry.num_processed += entry.level * len(entry.images)
-            self._pass_images([(index, 0, count) for index, count in enumerate(new_counts)], kwargs)
+            self._pass_images([(index, 0, m) for index, m in enumerate(new_num_visual_tokens)], kwargs)
         else:
             if kwargs.get("past_key_values") is None:
                 kwargs["past_key_values"] = VisualTokenCache(config=self.config.get_text_config(decoder=True))

@@ -2,6 +2,7 @@
 """Prompts fitted to a cache that is filled: what it holds of them, and what is left to compute."""
 
 from dataclasses import dataclass, field, replace
+from typing import NoReturn
 
 import torch
 from torch import nn
@@ -49,11 +50,11 @@ class FittedPrompt:
     outcome: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-def raise_other_prompt(cached: list[list[ShownImage]], asked: list[list[ShownImage]]):
-    cached, asked = ([image.num_visual_tokens for row in rows for image in row] for rows in (cached, asked))
+def raise_other_prompt(cached: list[list[ShownImage]], images: list[list[ShownImage]]) -> NoReturn:
+    old, new = ([image.num_visual_tokens for row in rows for image in row] for rows in (cached, images))
     raise ValueError(
-        f"`past_key_values` holds images at {cached} visual tokens, but the prompt now asks for {asked}; or it holds "
-        "other text or images. Continue with the same, pass all images and a `VisualTokenCache`, or no cache."
+        f"`past_key_values` holds images at {old} visual tokens, but the prompt now asks for {new}; or it holds other "
+        "text or images. Continue with the same, pass all images and a `VisualTokenCache`, or no cache."
     )
 
 
@@ -66,15 +67,15 @@ class CacheFitting:
         """Behind a cache that holds what is not passed: as transformers' own models go on, and not re-sized."""
         past_length = prompt.mask.shape[1] - prompt.placeholders.shape[1]
         check_images_are_passed(prompt)
-        made = self._numbers_made(prompt)
+        old_num_visual_tokens = self._num_visual_tokens_in(prompt)
         is_known = known is not None and known.ids.shape == (len(prompt.mask), past_length)
         cached = [image.num_visual_tokens for row in known.images for image in row] if is_known else []
         if num_visual_tokens is not None:
-            present = cached + made
+            present = cached + old_num_visual_tokens
             if isinstance(num_visual_tokens, (list, tuple)):
-                present = made or cached
-            asked = check_num_visual_tokens(num_visual_tokens, self.most_visual_tokens, len(present))
-            check_not_resized(present, num_visual_tokens, asked, "past_key_values")
+                present = old_num_visual_tokens or cached
+            new_num_visual_tokens = check_num_visual_tokens(num_visual_tokens, self.max_visual_tokens, len(present))
+            check_not_resized(present, num_visual_tokens, new_num_visual_tokens, "past_key_values")
         if is_known and (prompt.mask[:, :past_length].ne(0) & ~known.mask).any():
             raise ValueError(
                 "`attention_mask` shows columns of `past_key_values` that hold padding. Pass the whole conversation, "
@@ -83,14 +84,18 @@ class CacheFitting:
         cached_mask, mask = prompt.mask.split([past_length, prompt.placeholders.shape[1]], dim=1)
         fitted = FittedPrompt(prompt.ids, None if known is None else CachedPrompts.nothing(prompt.mask))
         if not is_padded_on_the_left(mask):
-            fitted.ids = self._resize_prompt(replace(prompt, mask=mask), made, made, config, kwargs)
+            fitted.ids = self._resize_prompt(
+                replace(prompt, mask=mask), old_num_visual_tokens, old_num_visual_tokens, config, kwargs
+            )
             mask = kwargs["attention_mask"]
             kwargs["attention_mask"] = torch.cat([cached_mask, mask], dim=1)
         self._check_holes(torch.cat([cached_mask, mask], dim=1))
-        self._pass_images([(index, 0, count) for index, count in enumerate(made)], kwargs)
+        self._pass_images([(index, 0, m) for index, m in enumerate(old_num_visual_tokens)], kwargs)
         if is_known and kwargs.get("inputs_embeds") is None:
-            placeholders = self.model.get_placeholder_mask(fitted.ids, None)
-            rows = images_per_row(placeholders, [image.at(n) for image, n in zip(prompt.images, made)])
+            placeholders = self.model.find_placeholders(fitted.ids, None)
+            rows = images_per_row(
+                placeholders, [image.at(m) for image, m in zip(prompt.images, old_num_visual_tokens)]
+            )
             mask = torch.cat([cached_mask, mask], dim=1).ne(0)
             images = [old + new for old, new in zip(known.images, rows)]
             fitted.cached = CachedPrompts(torch.cat([known.ids, fitted.ids], dim=1), mask, images, mask.shape[1])
@@ -103,7 +108,7 @@ class CacheFitting:
             for row in prompt.placeholders[:, :past_length]
         ]
         images = images_of_conversations(
-            prompt.placeholders, prompt.images, cached_rows, prompt.placeholders.shape[1], prompt.counts
+            prompt.placeholders, prompt.images, cached_rows, prompt.placeholders.shape[1], prompt.num_visual_tokens
         )
         return images_per_row(prompt.placeholders, images), prompt.placeholders[:, :past_length].sum(-1).tolist()
 
@@ -124,10 +129,10 @@ class CacheFitting:
         if not is_padded_on_the_left(prompt.mask[:, past_length:]):
             raise ValueError("`attention_mask` has padding behind tokens of `inputs_embeds`. Pad on the left.")
         self._check_holes(prompt.mask)
-        parts, made, num_passed = [], [], 0
+        parts, images, num_passed = [], [], 0
         for row, num_cached in zip(*self._images_behind(prompt, past_length)):
             for image in row:
-                made.append(image)
+                images.append(image)
                 if 0 < num_cached < image.num_visual_tokens:
                     raise ValueError(
                         f"`past_key_values` holds {num_cached} of the {image.num_visual_tokens} visual tokens of an "
@@ -137,9 +142,9 @@ class CacheFitting:
                 if num_cached < 0:
                     parts.append((num_passed if image.is_passed else None, 0, image.num_visual_tokens))
                 num_passed += image.is_passed
-        asked = numbers_asked_for(num_visual_tokens, made, self.most_visual_tokens)
-        made = [image.num_visual_tokens for image in made]
-        check_not_resized(made, num_visual_tokens, asked, "inputs_embeds")
+        new_num_visual_tokens = resolve_num_visual_tokens(num_visual_tokens, images, self.max_visual_tokens)
+        old_num_visual_tokens = [image.num_visual_tokens for image in images]
+        check_not_resized(old_num_visual_tokens, num_visual_tokens, new_num_visual_tokens, "inputs_embeds")
         self._pass_images(parts, kwargs)
         is_known = recall_prompts(kwargs["past_key_values"]) is not None
         return FittedPrompt(prompt.ids, CachedPrompts.nothing(prompt.mask) if is_known else None)
@@ -161,14 +166,18 @@ class CacheFitting:
         cache, image_token_id = kwargs["past_key_values"], self.config.image_token_id
         raw_ids = [row[mask.ne(0)] for row, mask in zip(prompt.ids, prompt.mask)]
         cached_rows = cached_images(known, raw_ids, image_token_id)
-        most = max([self.most_visual_tokens, *(image.num_visual_tokens for row in cached_rows for image in row)])
-        images = images_of_conversations(prompt.placeholders, prompt.images, cached_rows, most, prompt.counts)
-        made = [image.num_visual_tokens for image in images]
-        asked = numbers_asked_for(num_visual_tokens, images, self.most_visual_tokens)
-        resized = self._resize_prompt(prompt, made, asked, config, kwargs)
+        most = max([self.max_visual_tokens, *(image.num_visual_tokens for row in cached_rows for image in row)])
+        images = images_of_conversations(
+            prompt.placeholders, prompt.images, cached_rows, most, prompt.num_visual_tokens
+        )
+        old_num_visual_tokens = [image.num_visual_tokens for image in images]
+        new_num_visual_tokens = resolve_num_visual_tokens(num_visual_tokens, images, self.max_visual_tokens)
+        resized = self._resize_prompt(prompt, old_num_visual_tokens, new_num_visual_tokens, config, kwargs)
         mask = kwargs["attention_mask"].ne(0)
         ids = [row[is_token] for row, is_token in zip(resized, mask)]
-        image_rows = images_per_row(resized == image_token_id, [image.at(n) for image, n in zip(images, asked)])
+        image_rows = images_per_row(
+            resized == image_token_id, [image.at(m) for image, m in zip(images, new_num_visual_tokens)]
+        )
 
         match = match_prompts(known, ids, image_rows, image_token_id)
         num_columns, past_length = match.num_columns, cache.get_seq_length()
@@ -277,9 +286,9 @@ def images_of_conversations(
         cached_and_further_images(passed, visual_token_counts, per_row, cached_rows),
         [] if passed else [image for total, row in zip(per_row, cached_rows) for image in equal_shares(total, row)],
     ):
-        numbers = [image.num_visual_tokens for image in images]
+        num_visual_tokens = [image.num_visual_tokens for image in images]
         try:
-            visual_tokens_per_image(placeholder_mask, len(images), max_visual_tokens, numbers)
+            visual_tokens_per_image(placeholder_mask, len(images), max_visual_tokens, num_visual_tokens)
         except ValueError:
             continue
         return images
@@ -291,23 +300,28 @@ def images_of_conversations(
     )
 
 
-def all_images(passed: list[ShownImage], counts: list[int] | None, num_placeholders: int) -> list[ShownImage]:
+def all_images(
+    passed: list[ShownImage], num_visual_tokens: list[int] | None, num_placeholders: int
+) -> list[ShownImage]:
     """The images of conversations if what is passed, or counted, is all of them."""
-    if counts is None:
-        counts = [num_placeholders // max(1, len(passed))] * len(passed)
-    images = passed or [ShownImage(0)] * len(counts)
-    return [image.at(count) for image, count in zip(images, counts)]
+    if num_visual_tokens is None:
+        num_visual_tokens = [num_placeholders // max(1, len(passed))] * len(passed)
+    images = passed or [ShownImage(0)] * len(num_visual_tokens)
+    return [image.at(m) for image, m in zip(images, num_visual_tokens)]
 
 
 def cached_and_further_images(
-    passed: list[ShownImage], counts: list[int] | None, per_row: list[int], cached_rows: list[list[ShownImage]]
+    passed: list[ShownImage],
+    num_visual_tokens: list[int] | None,
+    per_row: list[int],
+    cached_rows: list[list[ShownImage]],
 ) -> list[ShownImage]:
     """The images of conversations if those that are passed come behind those that a cache holds, or none is passed."""
     cached_totals = [sum(image.num_visual_tokens for image in row) for row in cached_rows]
-    if counts is None and passed:
+    if num_visual_tokens is None and passed:
         num_new = sum(max(0, total - cached) for total, cached in zip(per_row, cached_totals))
-        counts = [num_new // len(passed)] * len(passed)
-    further, images = [image.at(count) for image, count in zip(passed, counts or [])], []
+        num_visual_tokens = [num_new // len(passed)] * len(passed)
+    further, images = [image.at(m) for image, m in zip(passed, num_visual_tokens or [])], []
     for total, cached, row in zip(per_row, cached_totals, cached_rows):
         row = [ShownImage(image.num_visual_tokens, is_run=image.is_run) for image in row]
         is_shorter, is_all = total < cached, not passed
@@ -326,7 +340,7 @@ def equal_shares(num_placeholders: int, cached: list[ShownImage]) -> list[ShownI
     return [ShownImage(num_placeholders // len(cached)) for _ in cached if num_placeholders >= len(cached)]
 
 
-def numbers_asked_for(num_visual_tokens, images: list[ShownImage], max_visual_tokens: int) -> list[int]:
+def resolve_num_visual_tokens(num_visual_tokens, images: list[ShownImage], max_visual_tokens: int) -> list[int]:
     """
     The number of visual tokens that each image of a conversation shall have.
 
@@ -338,8 +352,8 @@ def numbers_asked_for(num_visual_tokens, images: list[ShownImage], max_visual_to
     num_passed = sum(image.is_passed for image in images)
     if not isinstance(num_visual_tokens, (list, tuple)) or len(num_visual_tokens) != num_passed:
         return check_num_visual_tokens(num_visual_tokens, max_visual_tokens, len(images))
-    asked = iter(check_num_visual_tokens(num_visual_tokens, max_visual_tokens, num_passed))
-    return [next(asked) if image.is_passed else image.num_visual_tokens for image in images]
+    of_passed = iter(check_num_visual_tokens(num_visual_tokens, max_visual_tokens, num_passed))
+    return [next(of_passed) if image.is_passed else image.num_visual_tokens for image in images]
 
 
 def lay_out(

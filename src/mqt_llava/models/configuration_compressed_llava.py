@@ -2,6 +2,7 @@
 """Configuration of a LLaVA that has a compressor between vision tower and decoder: what all of them share."""
 
 import operator
+import os
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,7 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedCo
 from transformers.utils import is_numpy_array
 
 
-def check_integer(value, name: str) -> None:
+def check_integer(value: Any, name: str) -> None:
     """
     Raises:
         TypeError: It is none, or a boolean.
@@ -46,7 +47,7 @@ def check_num_visual_tokens(
     if num_images is not None:
         allowed += ", or a list with one such integer per image"
 
-    def check_one(number) -> int:
+    def check_one(number: Any) -> int:
         try:
             if isinstance(number, bool):
                 raise TypeError
@@ -94,7 +95,7 @@ class CompressedLlavaConfig(PreTrainedConfig):
     vision_feature_select_strategy: Literal["default", "full"] = "default"
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         for name in ("vision_config", "text_config"):
             if not isinstance(getattr(self, name), (dict, PreTrainedConfig, type(None))):
                 raise TypeError(f"`{name}` is {getattr(self, name)!r}, but must be a configuration or a dict.")
@@ -131,7 +132,7 @@ class CompressedLlavaConfig(PreTrainedConfig):
         return [self.vision_feature_layer]
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+    def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if not config_dict:
             # Or else the defaults would be built: a model of 7B, with random weights.
@@ -139,7 +140,7 @@ class CompressedLlavaConfig(PreTrainedConfig):
         return config_dict, kwargs
 
     @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs) -> "CompressedLlavaConfig":
+    def from_dict(cls, config_dict: dict, **kwargs: Any) -> "CompressedLlavaConfig":
         """As [`~PreTrainedConfig.from_dict`]; the placeholder's id goes by either of its names, or by both alike."""
         config_dict = dict(config_dict)
         index = config_dict.pop("image_token_index", None)
@@ -156,7 +157,7 @@ class CompressedLlavaConfig(PreTrainedConfig):
         # What is saved. Tools that know LLaVA read the file itself, and look for the id by this name.
         return {**super().to_diff_dict(), "image_token_index": self.image_token_id}
 
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         # transformers names only the class that is being saved. A folder must open through each auto class, for the
         # pipeline asks one of them, `AutoModel` users another, and serving engines a third.
         self.auto_map = dict(self.remote_classes)

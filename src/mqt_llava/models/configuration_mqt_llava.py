@@ -58,7 +58,7 @@ class MQTLlavaConfig(CompressedLlavaConfig):
 
     max_visual_tokens: int = 256
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         check_max_visual_tokens(self.max_visual_tokens)
         super().__post_init__(**kwargs)
 

@@ -2,6 +2,7 @@
 """Configuration of QueCC-LLaVA."""
 
 from dataclasses import field
+from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
@@ -64,7 +65,7 @@ class QueCCLlavaConfig(CompressedLlavaConfig):
     resampler_num_attention_heads: int = 8
     vision_context_layers: list[int] = field(default_factory=lambda: [12, 16, 22, 23])
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.vision_context_layers, (list, tuple)):
             raise TypeError(
                 f"`vision_context_layers` is {self.vision_context_layers!r}, but must be a list of integers."

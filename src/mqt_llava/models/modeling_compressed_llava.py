@@ -1,14 +1,15 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
 """
-A LLaVA with a compressor: a vision tower, a resampler that turns an image into few visual tokens, and a decoder.
+A LLaVA with a compressor in the projector's place: a resampler that turns an image into few visual tokens.
 
-What all of them share, whatever the compressor. A subclass of the model brings its `resampler_class`, and says in
-`get_image_features` what that reads.
+What differs from transformers' LLaVA, whatever the compressor. A subclass of the model brings its `resampler_class`,
+and says in `get_image_features` what that reads.
 """
 
 import copy
-from dataclasses import dataclass
+import os
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,51 +18,26 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     GenerationConfig,
-    GenerationMixin,
     PreTrainedModel,
 )
-from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
-from transformers.utils import auto_docstring
+from transformers.models.llava.modeling_llava import (
+    LlavaCausalLMOutputWithPast,
+    LlavaForConditionalGeneration,
+    LlavaModel,
+    LlavaModelOutputWithPast,
+    LlavaPreTrainedModel,
+)
+from transformers.utils import ModelOutput
 
 from .configuration_compressed_llava import CompressedLlavaConfig
 from .model_card import CardTexts, fill_empty_card
+from .placeholders import encoded_images
 
+
+Model = TypeVar("Model", bound="CompressedLlavaPreTrainedModel")
+ModelWithHead = TypeVar("ModelWithHead", bound="CompressedLlavaForConditionalGeneration")
 
 NEVER = -1e4  # a logit whose exponential is zero in every dtype, and that every dtype can hold
-
-
-@auto_docstring(custom_intro="What a [`CompressedLlavaModel`] returns.")
-@dataclass
-class CompressedLlavaModelOutputWithPast(BaseModelOutputWithPast):
-    r"""
-    image_hidden_states (`torch.Tensor` of shape `(visual tokens of all images, hidden_size)`, *optional*):
-        The visual tokens as they went into the decoder, one image after the other.
-    """
-
-    image_hidden_states: torch.Tensor | None = None
-
-
-@auto_docstring(custom_intro="What a [`CompressedLlavaForConditionalGeneration`] returns.")
-@dataclass
-class CompressedLlavaCausalLMOutputWithPast(ModelOutput):
-    r"""
-    loss (`torch.Tensor` of shape `(1,)`, *optional*, returned when `labels` is provided):
-        Language modeling loss (for next-token prediction).
-    logits (`torch.Tensor` of shape `(batch_size, sequence_length, config.text_config.vocab_size)`):
-        Scores of the next token.
-    past_key_values (`Cache`, *optional*):
-        Keys and values of the decoder.
-    image_hidden_states (`torch.Tensor` of shape `(visual tokens of all images, hidden_size)`, *optional*):
-        The visual tokens as they went into the decoder, one image after the other.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor] | None = None
-    attentions: tuple[torch.Tensor] | None = None
-    image_hidden_states: torch.Tensor | None = None
 
 
 def refuse_other_features(config: CompressedLlavaConfig, kwargs: dict) -> None:
@@ -80,22 +56,17 @@ def refuse_other_features(config: CompressedLlavaConfig, kwargs: dict) -> None:
         raise ValueError("`image_sizes` is given, but every image is of the vision tower's own size. Leave it out.")
 
 
-class CompressedLlavaPreTrainedModel(PreTrainedModel):
+class CompressedLlavaPreTrainedModel(LlavaPreTrainedModel):
     config: CompressedLlavaConfig
-    base_model_prefix = "model"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
-
-    _supports_flash_attn = True
-    _supports_sdpa = True
-
-    _can_compile_fullgraph = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+    def from_pretrained(
+        cls: type[Model],
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Model:
         """
         As [`~PreTrainedModel.from_pretrained`].
 
@@ -119,13 +90,13 @@ class CompressedLlavaPreTrainedModel(PreTrainedModel):
         return False
 
 
-class CompressedLlavaModel(CompressedLlavaPreTrainedModel):
-    """Vision tower, compressor and decoder, without a language model head."""
+class CompressedLlavaModel(CompressedLlavaPreTrainedModel, LlavaModel):
+    """A LLaVA whose projector is a compressor: vision tower, compressor and decoder, without a language model head."""
 
     resampler_class: type[nn.Module]
 
     def __init__(self, config: CompressedLlavaConfig):
-        super().__init__(config)
+        super(LlavaModel, self).__init__(config)  # not LLaVA's own, which builds its projector
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self._drop_unused_vision_layers()
         self.resampler = self.resampler_class(config)
@@ -137,7 +108,7 @@ class CompressedLlavaModel(CompressedLlavaPreTrainedModel):
         """The compressor by LLaVA's name, by which transformers' exporters find it."""
         return self.resampler
 
-    def _drop_unused_vision_layers(self):
+    def _drop_unused_vision_layers(self) -> None:
         """Keeps the layers of the vision tower up to the last one whose output is used."""
         num_layers = self.config.vision_config.num_hidden_layers
         self.used_vision_layers = []
@@ -157,7 +128,7 @@ class CompressedLlavaModel(CompressedLlavaPreTrainedModel):
             if isinstance(module, nn.ModuleList) and len(module) == num_layers:
                 del module[num_used:]
 
-    def encode_patches(self, pixel_values: torch.Tensor, **kwargs) -> tuple[ModelOutput, list[torch.Tensor]]:
+    def encode_patches(self, pixel_values: torch.Tensor, **kwargs: Any) -> tuple[ModelOutput, list[torch.Tensor]]:
         """
         Runs the vision tower.
 
@@ -196,7 +167,7 @@ class CompressedLlavaModel(CompressedLlavaPreTrainedModel):
         )
         return image_outputs, patches
 
-    def get_placeholder_mask(
+    def find_placeholders(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor | None
     ) -> torch.BoolTensor:
         """Where visual tokens go, `(batch, length)`."""
@@ -205,60 +176,67 @@ class CompressedLlavaModel(CompressedLlavaPreTrainedModel):
         image_token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
         return (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
 
-    def run_decoder(
+    def get_placeholder_mask(
         self,
-        inputs_embeds: torch.Tensor,
-        placeholder_mask: torch.BoolTensor | None,
-        image_outputs: ModelOutput | None,
-        **kwargs,
-    ) -> CompressedLlavaModelOutputWithPast:
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.Tensor | None,
+        image_features: torch.Tensor,
+    ) -> torch.BoolTensor:
         """
-        Puts the visual tokens into their places and runs the decoder.
-
-        Args:
-            inputs_embeds: `(batch, length, hidden_size)`.
-            placeholder_mask: Bool `(batch, length)`, with a place for each visual token.
-            image_outputs: What `get_image_features` returns, if there are images.
+        As LLaVA's, `(batch, length, 1)`, with an error that counts tokens.
 
         Raises:
             ValueError: There are not as many places as visual tokens.
         """
-        image_features = None
-        if image_outputs is not None:
-            image_features = torch.cat(list(image_outputs.pooler_output)).to(inputs_embeds.device, inputs_embeds.dtype)
-            placeholder_mask = placeholder_mask.unsqueeze(-1).to(inputs_embeds.device)
-            num_places, error = placeholder_mask.sum(), "Image features and image tokens do not match"
-            if torch.compiler.is_compiling():
-                # On the device: to read the number here would split the graph, and one part would depend on m.
-                torch._assert_async(num_places == len(image_features), error)
-            elif num_places != len(image_features):
-                raise ValueError(
-                    f"{error}: {int(num_places)} image tokens in the prompts, {len(image_features)} visual tokens "
-                    "of `pixel_values` or `mm_encoder_outputs`."
-                )
-            inputs_embeds = inputs_embeds.masked_scatter(placeholder_mask, image_features)
+        placeholders = self.find_placeholders(input_ids, inputs_embeds)
+        num_places, error = placeholders.sum(), "Image features and image tokens do not match"
+        if torch.compiler.is_compiling():
+            # On the device: to read the number here would split the graph, and one part would depend on m.
+            torch._assert_async(num_places == len(image_features), error)
+        elif num_places != len(image_features):
+            raise ValueError(
+                f"{error}: {int(num_places)} image tokens in the prompts, {len(image_features)} visual tokens of "
+                "`pixel_values` or `mm_encoder_outputs`."
+            )
+        return placeholders.unsqueeze(-1).to(image_features.device)
 
-        outputs = self.language_model(inputs_embeds=inputs_embeds, **kwargs)
-        return CompressedLlavaModelOutputWithPast(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=image_features,
-        )
+    def check_inputs(
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.Tensor | None,
+        pixel_values: torch.Tensor | None,
+        mm_encoder_outputs: dict[str, ModelOutput] | None,
+        kwargs: dict,
+    ) -> ModelOutput | None:
+        """
+        What LLaVA's forward checks, before anything is computed; takes arguments that choose features out of `kwargs`.
+
+        Returns:
+            The encoded images that `mm_encoder_outputs` holds, if any.
+
+        Raises:
+            TypeError, ValueError: Prompt or images are given twice or in another form, or other features are asked for
+                than the configured ones.
+        """
+        refuse_other_features(self.config, kwargs)
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        image_outputs = encoded_images(mm_encoder_outputs)
+        if pixel_values is not None and image_outputs is not None:
+            raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
+        return image_outputs
 
 
-class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, GenerationMixin):
+class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, LlavaForConditionalGeneration):
     """A [`CompressedLlavaModel`] with a language model head."""
 
     model_class: type[CompressedLlavaModel]
     card_texts: CardTexts
 
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
-    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # which LLaVA's has since 5.20
 
     def __init__(self, config: CompressedLlavaConfig):
-        super().__init__(config)
+        super(LlavaForConditionalGeneration, self).__init__(config)  # not LLaVA's own, which builds its model
         if not 0 <= config.image_token_id < config.text_config.vocab_size:
             raise ValueError(
                 f"`image_token_id` is {config.image_token_id}, but must be a row of the decoder's embeddings, in "
@@ -276,14 +254,14 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ge
 
     @classmethod
     def from_vision_text_pretrained(
-        cls,
+        cls: type[ModelWithHead],
         vision: str | PreTrainedModel,
         text: str | PreTrainedModel,
         *,
         image_token_id: int | None = None,
         dtype: str | torch.dtype | None = None,
         **config_kwargs,
-    ) -> "CompressedLlavaForConditionalGeneration":
+    ) -> ModelWithHead:
         """
         Puts a new compressor between a pretrained vision tower and a pretrained decoder, ready to be trained.
 
@@ -332,9 +310,6 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ge
         model.generation_config._from_model_config = False
         return model.eval()
 
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
     def check_cache_is_used(self, generation_config: GenerationConfig) -> None:
         """
         Raises:
@@ -349,7 +324,7 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ge
                 "`model.gradient_checkpointing_disable()` first, or pass `use_cache=False`."
             )
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As [`~PreTrainedModel.save_pretrained`]; a README.md that is there stays, also when it is pushed."""
         card = Path(save_directory) / "README.md"
         written = card.read_bytes() if card.is_file() else None
@@ -357,18 +332,18 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ge
         if written is not None:
             card.write_bytes(written)
 
-    def _upload_modified_files(self, working_dir, repo_id: str, *args, **kwargs):
+    def _upload_modified_files(self, working_dir: str | os.PathLike, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         # Whatever pushes comes here, with the card that the repository has, or transformers' empty one.
         fill_empty_card(Path(working_dir) / "README.md", self, repo_id)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def add_head(
         self,
-        outputs: CompressedLlavaModelOutputWithPast,
+        outputs: LlavaModelOutputWithPast,
         labels: torch.LongTensor | None,
         logits_to_keep: int | torch.Tensor,
-        **kwargs,
-    ) -> CompressedLlavaCausalLMOutputWithPast:
+        **kwargs: Any,
+    ) -> LlavaCausalLMOutputWithPast:
         """Logits, and a loss where there are labels, of what the model returned."""
         # Only the logits that are asked for are computed.
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -384,7 +359,7 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ge
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
-        return CompressedLlavaCausalLMOutputWithPast(
+        return LlavaCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,

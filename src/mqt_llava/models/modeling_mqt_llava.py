@@ -7,13 +7,16 @@ same whether m or M of them were computed. Everything that is elastic about the 
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import GenerationConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.generation.utils import GenerateOutput
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaModelOutputWithPast
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
@@ -23,14 +26,11 @@ from .configuration_compressed_llava import check_num_visual_tokens, plain_numbe
 from .configuration_mqt_llava import MQTLlavaConfig
 from .model_card import CardTexts
 from .modeling_compressed_llava import (
-    CompressedLlavaCausalLMOutputWithPast,
     CompressedLlavaForConditionalGeneration,
     CompressedLlavaModel,
-    CompressedLlavaModelOutputWithPast,
     CompressedLlavaPreTrainedModel,
-    refuse_other_features,
 )
-from .placeholders import cut_visual_tokens, encoded_images, visual_tokens_per_image
+from .placeholders import cut_visual_tokens, visual_tokens_per_image
 
 
 def sine_cosine_positions(side: int, width: int) -> torch.Tensor:
@@ -92,31 +92,33 @@ class MQTLlavaResampler(nn.Module):
         resized = nn.functional.interpolate(raster, size=(grid, grid), mode="bicubic", align_corners=False)
         return resized.flatten(2)[0].T.to(self.query.dtype)
 
-    def attention_weights(self, num_patches: int, num_queries: int) -> torch.Tensor:
-        """Where each query looks, whatever the image: `(heads, num_queries, num_patches)`."""
+    def attention_weights(self, num_patches: int, num_visual_tokens: int) -> torch.Tensor:
+        """Where each query looks, whatever the image: `(heads, num_visual_tokens, num_patches)`."""
 
-        def split_heads(states):
+        def split_heads(states: torch.Tensor) -> torch.Tensor:
             return states.unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
 
         # Loading in another dtype leaves tables as they were saved.
-        positions = self.query_positions[:num_queries].to(self.query.dtype)
-        queries = self.q_proj(self.ln_q(self.query[:num_queries] + positions))
+        positions = self.query_positions[:num_visual_tokens].to(self.query.dtype)
+        queries = self.q_proj(self.ln_q(self.query[:num_visual_tokens] + positions))
         keys = self.k_proj(self.ln_k(self.patch_positions(num_patches)))
         queries, keys = split_heads(queries), split_heads(keys)
         scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
         return scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
 
-    def forward(self, patches: torch.Tensor, num_queries: int | None = None) -> torch.Tensor:
+    def forward(self, patches: torch.Tensor, num_visual_tokens: int | None = None) -> torch.Tensor:
         """
         Args:
             patches: `(images, patches, vision width)`.
-            num_queries: How many of the M queries to compute, all by default.
+            num_visual_tokens: How many of the M queries to compute, all by default.
 
         Returns:
-            Visual tokens `(images, num_queries, decoder width)`.
+            Visual tokens `(images, num_visual_tokens, decoder width)`.
         """
         num_images, num_patches, width = patches.shape
-        weights = self.attention_weights(num_patches, len(self.query) if num_queries is None else num_queries)
+        weights = self.attention_weights(
+            num_patches, len(self.query) if num_visual_tokens is None else num_visual_tokens
+        )
         values = self.v_proj(self.ln_v(patches)).unflatten(-1, (self.num_heads, -1))
         # The weights are shared, so the images stand side by side in one product per head. torch's SDPA is about as
         # fast, and all this is 1% to 3% of the image path (benchmarks/resampler_attention.py): plain products stay.
@@ -130,7 +132,7 @@ class MQTLlavaPreTrainedModel(CompressedLlavaPreTrainedModel):
     _no_split_modules = ["MQTLlavaResampler"]
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, MQTLlavaResampler):
             max_visual_tokens, width = module.query_positions.shape
@@ -167,21 +169,21 @@ class MQTLlavaModel(MQTLlavaPreTrainedModel, CompressedLlavaModel):
             Hidden states that are asked for have the whole tower's indices, with `None` for layers that are not built.
 
         Raises:
-            ValueError: A count outside 1..M, not one count per image, or other features than the configured ones.
+            ValueError: A number outside 1..M, not one per image, or other features than the configured ones.
         """
         max_visual_tokens, num_images = self.config.max_visual_tokens, len(pixel_values)
         if visual_token_counts is None:
-            counts = [max_visual_tokens] * num_images
+            num_visual_tokens = [max_visual_tokens] * num_images
         else:
-            counts = check_num_visual_tokens(
+            num_visual_tokens = check_num_visual_tokens(
                 visual_token_counts, max_visual_tokens, num_images, name="visual_token_counts"
             )
 
         image_outputs, (patches,) = self.encode_patches(pixel_values, **kwargs)
-        visual_tokens = self.resampler(patches, num_queries=max([1, *counts]))
+        visual_tokens = self.resampler(patches, num_visual_tokens=max([1, *num_visual_tokens]))
         return BaseModelOutputWithPooling(
             last_hidden_state=image_outputs.last_hidden_state,
-            pooler_output=[tokens[:count] for tokens, count in zip(visual_tokens, counts)],
+            pooler_output=[tokens[:m] for tokens, m in zip(visual_tokens, num_visual_tokens)],
             hidden_states=image_outputs.hidden_states,
             attentions=image_outputs.get("attentions"),
         )
@@ -199,7 +201,7 @@ class MQTLlavaModel(MQTLlavaPreTrainedModel, CompressedLlavaModel):
         visual_token_counts: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | CompressedLlavaModelOutputWithPast:
+    ) -> tuple | LlavaModelOutputWithPast:
         r"""
         pixel_values (`torch.Tensor` of shape `(num_images, num_channels, image_size, image_size)`, *optional*):
             The images of all prompts, one after the other, from the processor.
@@ -211,46 +213,36 @@ class MQTLlavaModel(MQTLlavaPreTrainedModel, CompressedLlavaModel):
             at least as many visual tokens as the prompt has placeholders for.
 
         Returns:
-            A [`CompressedLlavaModelOutputWithPast`], or its entries as a tuple where `return_dict=False`.
+            A [`LlavaModelOutputWithPast`], or its entries as a tuple where `return_dict=False`.
         """
-        refuse_other_features(self.config, kwargs)
-        if (input_ids is None) ^ (inputs_embeds is not None):
-            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        image_outputs = encoded_images(mm_encoder_outputs)
-        if pixel_values is not None and image_outputs is not None:
-            raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
-
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-
-        placeholder_mask = None
+        image_outputs = self.check_inputs(input_ids, inputs_embeds, pixel_values, mm_encoder_outputs, kwargs)
         if pixel_values is not None or image_outputs is not None:
-            placeholder_mask = self.get_placeholder_mask(input_ids, inputs_embeds)
-            # While tracing, the placeholders cannot be counted: without counts they are taken to be as many as the
-            # features, which is checked below. Images that were encoded to fit, or that `generate` cut into the
-            # chunks of a long prompt, are as many tokens as there are placeholders.
+            placeholders = self.find_placeholders(input_ids, inputs_embeds)
+            # While tracing, the placeholders cannot be counted: without `visual_token_counts` they are taken to be as
+            # many as the features, which is checked where these are put in. Images that were encoded to fit, or that
+            # `generate` cut into the chunks of a long prompt, are as many tokens as there are placeholders.
             fits = visual_token_counts is None and (
                 torch.compiler.is_compiling()
                 or image_outputs is not None
-                and sum(len(tokens) for tokens in image_outputs.pooler_output) == placeholder_mask.sum()
+                and sum(len(tokens) for tokens in image_outputs.pooler_output) == placeholders.sum()
             )
-            counts = None
+            num_visual_tokens = None
             if not fits:
                 num_images = len(pixel_values) if image_outputs is None else len(image_outputs.pooler_output)
-                counts = visual_tokens_per_image(
-                    placeholder_mask, num_images, self.config.max_visual_tokens, visual_token_counts
+                num_visual_tokens = visual_tokens_per_image(
+                    placeholders, num_images, self.config.max_visual_tokens, visual_token_counts
                 )
             if image_outputs is None:
-                image_outputs = self.get_image_features(pixel_values, counts, return_dict=True)
+                image_outputs = self.get_image_features(pixel_values, num_visual_tokens, return_dict=True)
             elif not fits:
-                image_outputs = cut_visual_tokens(image_outputs, counts)
-        return self.run_decoder(
-            inputs_embeds,
-            placeholder_mask,
-            image_outputs,
+                image_outputs = cut_visual_tokens(image_outputs, num_visual_tokens)
+        return super().forward(
+            input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=None if image_outputs is None else {"image": image_outputs},
             **kwargs,
         )
 
@@ -273,21 +265,21 @@ class MQTLlavaForConditionalGeneration(
     )
 
     @property
-    def most_visual_tokens(self) -> int:
+    def max_visual_tokens(self) -> int:
         return self.config.max_visual_tokens
 
-    def images_at(self, images: dict[str, torch.Tensor], counts: list[int]) -> dict[str, torch.Tensor]:
-        return {**images, "visual_token_counts": torch.tensor(counts)}
+    def images_at(self, images: dict[str, torch.Tensor], num_visual_tokens: list[int]) -> dict[str, torch.Tensor]:
+        return {**images, "visual_token_counts": torch.tensor(num_visual_tokens)}
 
     @torch.no_grad()
     def generate(
         self,
         inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
-        *args,
+        *args: Any,
         num_visual_tokens: int | list[int] | str | AdaptiveBudget | None = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> GenerateOutput | torch.LongTensor:
         """
         [`~GenerationMixin.generate`] at any number of visual tokens, whatever number the prompt was made with.
 
@@ -361,7 +353,7 @@ class MQTLlavaForConditionalGeneration(
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | CompressedLlavaCausalLMOutputWithPast:
+    ) -> tuple | LlavaCausalLMOutputWithPast:
         r"""
         pixel_values (`torch.Tensor` of shape `(num_images, num_channels, image_size, image_size)`, *optional*):
             The images of all prompts, one after the other, from the processor.
@@ -373,7 +365,7 @@ class MQTLlavaForConditionalGeneration(
             at least as many visual tokens as the prompt has placeholders for.
 
         Returns:
-            A [`CompressedLlavaCausalLMOutputWithPast`], or its entries as a tuple where `return_dict=False`.
+            A [`LlavaCausalLMOutputWithPast`], or its entries as a tuple where `return_dict=False`.
 
         ```python
         >>> from PIL import Image
@@ -397,6 +389,7 @@ class MQTLlavaForConditionalGeneration(
             inputs_embeds=inputs_embeds,
             visual_token_counts=visual_token_counts,
             mm_encoder_outputs=mm_encoder_outputs,
+            return_dict=True,
             **kwargs,
         )
         return self.add_head(outputs, labels, logits_to_keep, **kwargs)

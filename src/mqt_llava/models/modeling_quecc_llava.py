@@ -8,13 +8,16 @@ decoder reads the question twice: alone, without gradients, for the compressor, 
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.generation.utils import GenerateOutput
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaModelOutputWithPast
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
@@ -22,14 +25,11 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_quecc_llava import QueCCLlavaConfig, check_fixed_number
 from .model_card import CardTexts
 from .modeling_compressed_llava import (
-    CompressedLlavaCausalLMOutputWithPast,
     CompressedLlavaForConditionalGeneration,
     CompressedLlavaModel,
-    CompressedLlavaModelOutputWithPast,
     CompressedLlavaPreTrainedModel,
-    refuse_other_features,
 )
-from .placeholders import Prompt, ShownImage, encoded_images
+from .placeholders import Prompt, ShownImage
 from .prompt_fitting import PromptFitting
 
 
@@ -118,7 +118,7 @@ class QueCCLlavaPreTrainedModel(CompressedLlavaPreTrainedModel):
     _no_split_modules = ["QueCCLlavaResampler"]
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, QueCCLlavaResampler):
             # As the original, which leaves it to torch.
@@ -227,7 +227,7 @@ class QueCCLlavaModel(QueCCLlavaPreTrainedModel, CompressedLlavaModel):
         query_attention_mask: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | CompressedLlavaModelOutputWithPast:
+    ) -> tuple | LlavaModelOutputWithPast:
         r"""
         pixel_values (`torch.Tensor` of shape `(num_images, num_channels, image_size, image_size)`, *optional*):
             The images of all prompts, one after the other, from the processor.
@@ -240,28 +240,20 @@ class QueCCLlavaModel(QueCCLlavaPreTrainedModel, CompressedLlavaModel):
             `{"image": output of get_image_features}` in place of `pixel_values`: images that are already encoded.
 
         Returns:
-            A [`CompressedLlavaModelOutputWithPast`], or its entries as a tuple where `return_dict=False`.
+            A [`LlavaModelOutputWithPast`], or its entries as a tuple where `return_dict=False`.
         """
-        refuse_other_features(self.config, kwargs)
-        if (input_ids is None) ^ (inputs_embeds is not None):
-            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        image_outputs = encoded_images(mm_encoder_outputs)
-        if pixel_values is not None and image_outputs is not None:
-            raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
-
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+        image_outputs = self.check_inputs(input_ids, inputs_embeds, pixel_values, mm_encoder_outputs, kwargs)
         if pixel_values is not None:
             image_outputs = self.get_image_features(
                 pixel_values, query_input_ids, query_attention_mask, return_dict=True
             )
-        return self.run_decoder(
-            inputs_embeds,
-            None if image_outputs is None else self.get_placeholder_mask(input_ids, inputs_embeds),
-            image_outputs,
+        return super().forward(
+            input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=None if image_outputs is None else {"image": image_outputs},
             **kwargs,
         )
 
@@ -295,7 +287,14 @@ class QueCCLlavaForConditionalGeneration(
         return self.model.get_image_features(pixel_values, query_input_ids, query_attention_mask, **kwargs)
 
     @torch.no_grad()
-    def generate(self, inputs=None, generation_config=None, *args, num_visual_tokens: int | None = None, **kwargs):
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        num_visual_tokens: int | None = None,
+        **kwargs: Any,
+    ) -> GenerateOutput | torch.LongTensor:
         """
         As [`~GenerationMixin.generate`], and conversations as with [`MQTLlavaForConditionalGeneration`]: a filled
         `past_key_values` and the whole conversation give the answer of a call without the cache. Rows may be padded
@@ -314,16 +313,16 @@ class QueCCLlavaForConditionalGeneration(
         return self.generate_fitted(None, inputs, generation_config, args, kwargs)
 
     @property
-    def most_visual_tokens(self) -> int:
+    def max_visual_tokens(self) -> int:
         return self.config.num_visual_tokens
 
-    def images_at(self, images: dict[str, torch.Tensor], counts: list[int]) -> dict[str, torch.Tensor]:
+    def images_at(self, images: dict[str, torch.Tensor], num_visual_tokens: list[int]) -> dict[str, torch.Tensor]:
         return images
 
     def _read_prompt(self, ids: torch.Tensor | None, config: GenerationConfig, kwargs: dict) -> Prompt:
         self._share_questions(ids, kwargs)
         prompt = super()._read_prompt(ids, config, kwargs)
-        return replace(prompt, counts=[self.config.num_visual_tokens] * len(prompt.images) or None)
+        return replace(prompt, num_visual_tokens=[self.config.num_visual_tokens] * len(prompt.images) or None)
 
     def _share_questions(self, prompt: torch.LongTensor | None, kwargs: dict) -> None:
         """
@@ -335,7 +334,7 @@ class QueCCLlavaForConditionalGeneration(
             return
         if len(questions) != len(prompt) or len(questions) == len(images):
             return
-        num_images = self.model.get_placeholder_mask(prompt, None).sum(-1) // self.config.num_visual_tokens
+        num_images = self.model.find_placeholders(prompt, None).sum(-1) // self.config.num_visual_tokens
         if num_images.sum() != len(images) or (questions == self.config.image_token_id).any():
             return
         for name in ("query_input_ids", "query_attention_mask"):
@@ -366,7 +365,7 @@ class QueCCLlavaForConditionalGeneration(
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | CompressedLlavaCausalLMOutputWithPast:
+    ) -> tuple | LlavaCausalLMOutputWithPast:
         r"""
         pixel_values (`torch.Tensor` of shape `(num_images, num_channels, image_size, image_size)`, *optional*):
             The images of all prompts, one after the other, from the processor.
@@ -379,7 +378,7 @@ class QueCCLlavaForConditionalGeneration(
             `{"image": output of get_image_features}` in place of `pixel_values`: images that are already encoded.
 
         Returns:
-            A [`CompressedLlavaCausalLMOutputWithPast`], or its entries as a tuple where `return_dict=False`.
+            A [`LlavaCausalLMOutputWithPast`], or its entries as a tuple where `return_dict=False`.
 
         ```python
         >>> from PIL import Image
@@ -404,6 +403,7 @@ class QueCCLlavaForConditionalGeneration(
             query_input_ids=query_input_ids,
             query_attention_mask=query_attention_mask,
             mm_encoder_outputs=mm_encoder_outputs,
+            return_dict=True,
             **kwargs,
         )
         return self.add_head(outputs, labels, logits_to_keep, **kwargs)

@@ -73,14 +73,14 @@ class Prompt:
         mask: Its attention mask; wider, where the first columns are in a cache and were not passed.
         placeholders: Where visual tokens go, bool `(batch, length)`.
         images: Those that are passed, in the order of the prompts.
-        counts: The visual tokens that the processor gave them, where it says.
+        num_visual_tokens: Of each of them, as the processor says; None where it does not.
     """
 
     ids: torch.Tensor | None
     mask: torch.Tensor
     placeholders: torch.Tensor
     images: list[ShownImage]
-    counts: list[int] | None
+    num_visual_tokens: list[int] | None
 
 
 @torch.compiler.disable  # a compiled graph that knew the numbers would hold for these alone
@@ -104,25 +104,25 @@ def visual_tokens_per_image(
         `num_images` integers.
 
     Raises:
-        ValueError: Counts and placeholders disagree, or the equal shares do not come out even.
+        ValueError: `visual_token_counts` and placeholders disagree, or the equal shares do not come out even.
     """
     per_row = placeholder_mask.sum(-1).tolist()
     total = sum(per_row)
     share = total // num_images if num_images else 0
     if visual_token_counts is not None:
-        counts = check_num_visual_tokens(
+        num_visual_tokens = check_num_visual_tokens(
             visual_token_counts, max_visual_tokens, num_images, name="visual_token_counts"
         )
     else:
-        counts = [share] * num_images
+        num_visual_tokens = [share] * num_images
 
     # An image is one unbroken run of placeholders or a part of one: where a run ends, an image ends.
     run_ends = placeholder_mask & ~nn.functional.pad(placeholder_mask[:, 1:], (0, 1))
     ends = placeholder_mask.flatten().cumsum(0)[run_ends.flatten()].tolist()
     if (
-        sum(counts) != total
-        or not set(ends) <= set(accumulate(counts))
-        or not all(1 <= count <= max_visual_tokens for count in counts)
+        sum(num_visual_tokens) != total
+        or not set(ends) <= set(accumulate(num_visual_tokens))
+        or not all(1 <= m <= max_visual_tokens for m in num_visual_tokens)
     ):
         error = f"Image features and image tokens do not match: {total} image tokens in the prompts, "
         if visual_token_counts is None:
@@ -131,19 +131,19 @@ def visual_tokens_per_image(
                 f"1..{max_visual_tokens} for an image). Pass the `visual_token_counts` that the processor returns."
             )
         raise ValueError(
-            f"{error}{sum(counts)} visual tokens for {num_images} images "
-            f"(image tokens per prompt: {per_row}, visual tokens per image: {counts}). `input_ids` and `pixel_values` "
-            "or `mm_encoder_outputs` must hold the same images."
+            f"{error}{sum(num_visual_tokens)} visual tokens for {num_images} images "
+            f"(image tokens per prompt: {per_row}, visual tokens per image: {num_visual_tokens}). `input_ids` and "
+            "`pixel_values` or `mm_encoder_outputs` must hold the same images."
         )
-    return counts
+    return num_visual_tokens
 
 
 def resize_prompt(
     inputs: dict[str, torch.Tensor],
     placeholder_mask: torch.Tensor,
     attention_mask: torch.Tensor,
-    old_counts: list[int],
-    new_counts: list[int],
+    old_num_visual_tokens: list[int],
+    new_num_visual_tokens: list[int],
     pad_values: dict[str, int],
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """
@@ -153,7 +153,7 @@ def resize_prompt(
         inputs: Tensors `(batch, length, ...)` that go along with the tokens: `input_ids`, `mm_token_type_ids`, ...
         placeholder_mask: Bool `(batch, length)`, true at the placeholders.
         attention_mask: `(batch, length)`, zero at the padding, which is dropped wherever it stands.
-        old_counts, new_counts: Placeholders per image before and after.
+        old_num_visual_tokens, new_num_visual_tokens: Placeholders per image before and after.
         pad_values: What to pad each of `inputs` with.
 
     Returns:
@@ -164,7 +164,7 @@ def resize_prompt(
     repeats = attention_mask.ne(0).long()
     run = [
         1 if position < min(old, new) - 1 else (1 + max(0, new - old) if position == min(old, new) - 1 else 0)
-        for old, new in zip(old_counts, new_counts)
+        for old, new in zip(old_num_visual_tokens, new_num_visual_tokens)
         for position in range(old)
     ]
     repeats[placeholder_mask] = torch.tensor(run, dtype=torch.long, device=repeats.device)
@@ -273,15 +273,21 @@ def check_mask(prompt: Prompt, past_length: int) -> None:
         )
 
 
-def check_not_resized(made: list[int], num_visual_tokens: int | list[int] | None, asked: list[int], name: str) -> None:
+def check_not_resized(
+    old_num_visual_tokens: list[int],
+    num_visual_tokens: int | list[int] | None,
+    new_num_visual_tokens: list[int],
+    name: str,
+) -> None:
     """
     Raises:
         ValueError: Images of `name`, which cannot be re-sized, are asked for at another number of visual tokens.
     """
-    if asked != made:
+    if new_num_visual_tokens != old_num_visual_tokens:
         raise ValueError(
-            f"`num_visual_tokens` is {num_visual_tokens}, but `{name}` holds {made} visual tokens per image and "
-            "cannot be re-sized. Pass `input_ids` instead, the whole prompt, and no cache or a `VisualTokenCache`."
+            f"`num_visual_tokens` is {num_visual_tokens}, but `{name}` holds {old_num_visual_tokens} visual tokens "
+            "per image and cannot be re-sized. Pass `input_ids` instead, the whole prompt, and no cache or a "
+            "`VisualTokenCache`."
         )
 
 
@@ -326,23 +332,23 @@ def encoded_images(mm_encoder_outputs: dict[str, ModelOutput] | None) -> ModelOu
     return image_outputs
 
 
-def cut_visual_tokens(image_outputs: ModelOutput, counts: list[int]) -> BaseModelOutputWithPooling:
+def cut_visual_tokens(image_outputs: ModelOutput, num_visual_tokens: list[int]) -> BaseModelOutputWithPooling:
     """
     Encoded images at fewer visual tokens, in a new object: what the caller encoded stays as it is, for other numbers.
 
     Args:
         image_outputs: What `get_image_features` returns.
-        counts: Visual tokens of each image.
+        num_visual_tokens: Visual tokens of each image.
 
     Raises:
         ValueError: An image was encoded into fewer tokens than are asked for now.
     """
     lengths = [len(tokens) for tokens in image_outputs.pooler_output]
-    if any(count > length for count, length in zip(counts, lengths)):
+    if any(m > length for m, length in zip(num_visual_tokens, lengths)):
         raise ValueError(
-            f"Image features and image tokens do not match: {counts} visual tokens are asked for, but the images were "
-            f"encoded into {lengths}. Encode them without `visual_token_counts` to have all of them at hand."
+            f"Image features and image tokens do not match: {num_visual_tokens} visual tokens are asked for, but the "
+            f"images were encoded into {lengths}. Encode them without `visual_token_counts` to have all at hand."
         )
     return BaseModelOutputWithPooling(
-        pooler_output=[tokens[:count] for tokens, count in zip(image_outputs.pooler_output, counts)]
+        pooler_output=[tokens[:m] for tokens, m in zip(image_outputs.pooler_output, num_visual_tokens)]
     )

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,9 +14,10 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 import transformers
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ChannelDimension, ImageInput, infer_channel_dimension_format, load_image
 from transformers.processing_utils import MultiModalData, ProcessorMixin
-from transformers.tokenization_utils_base import TextInput
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase, TextInput
 from transformers.utils import is_numpy_array
 
 from .configuration_compressed_llava import plain_numbers
@@ -75,11 +77,11 @@ class CompressedLlavaProcessor(ProcessorMixin):
 
     def __init__(
         self,
-        image_processor=None,
-        tokenizer=None,
+        image_processor: BaseImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         max_visual_tokens: int = 256,
         chat_template: str | None = V1_CHAT_TEMPLATE,
-        **kwargs,
+        **kwargs: Any,
     ):
         # Checks that these are an image processor and a tokenizer.
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
@@ -103,7 +105,9 @@ class CompressedLlavaProcessor(ProcessorMixin):
     def validate_init_kwargs(processor_config: dict, valid_kwargs: list[str]) -> tuple[dict, dict]:
         return ProcessorMixin.validate_init_kwargs(processor_config, [*valid_kwargs, "num_visual_tokens"])
 
-    def prepare_inputs_layout(self, images: ImageInput | None = None, text: TextInput | None = None, **kwargs):
+    def prepare_inputs_layout(
+        self, images: ImageInput | None = None, text: TextInput | list[TextInput] | None = None, **kwargs: Any
+    ) -> Any:
         """Loads the images, into one flat list of RGB images; prompts without any are text alone."""
         is_batch = isinstance(text, (list, tuple))
         if text is not None and not all(isinstance(sample, str) for sample in (text if is_batch else [text])):
@@ -115,7 +119,7 @@ class CompressedLlavaProcessor(ProcessorMixin):
             images = flatten_images(images)
             images = [load_rgb(image, index, data_format) for index, image in enumerate(images)] or None
         # Text alone has none, but a wrong number is not passed over.
-        self.visual_token_counts(asked_number(kwargs), len(images or []))
+        self.num_visual_tokens_per_image(num_visual_tokens_of_call(kwargs), len(images or []))
         return super().prepare_inputs_layout(images=images, text=text, **kwargs)
 
     def apply_chat_template(
@@ -129,11 +133,11 @@ class CompressedLlavaProcessor(ProcessorMixin):
             TypeError, ValueError: An item's number cannot be asked for, does not belong to an image, or would be lost
                 in the text that `tokenize=False` returns.
         """
-        numbers = image_numbers(conversation)
-        if any(number is not None for number in numbers.values()):
+        of_items = num_visual_tokens_of_items(conversation)
+        if any(number is not None for number in of_items.values()):
             if not kwargs.get("tokenize"):
                 raise ValueError(
-                    f"`{next(item for item in numbers if numbers[item] is not None)}` has `num_visual_tokens`, but "
+                    f"`{next(item for item in of_items if of_items[item] is not None)}` has `num_visual_tokens`, but "
                     "the text that `tokenize=False` returns cannot carry it: pass `tokenize=True`, or leave it out "
                     "and give the number where the text is tokenized."
                 )
@@ -143,19 +147,21 @@ class CompressedLlavaProcessor(ProcessorMixin):
                 place = kwargs
             elif "num_visual_tokens" in place.get("images_kwargs", {}):
                 place["images_kwargs"] = place = dict(place["images_kwargs"])
-            counts = self.visual_token_counts(place.get("num_visual_tokens"), len(numbers))
-            own = list(counts)
-            for index, (item, number) in enumerate(numbers.items()):
+            of_call = self.num_visual_tokens_per_image(place.get("num_visual_tokens"), len(of_items))
+            num_visual_tokens = list(of_call)
+            for index, (item, number) in enumerate(of_items.items()):
                 if number is not None:
-                    (own[index],) = self.visual_token_counts(number, 1, f"{item}['num_visual_tokens']")
+                    (num_visual_tokens[index],) = self.num_visual_tokens_per_image(
+                        number, 1, f"{item}['num_visual_tokens']"
+                    )
                 if isinstance(plain_numbers(number), (list, tuple)):
                     raise TypeError(f"`{item}['num_visual_tokens']` is {number!r}, but one image has one number.")
-            if own != counts:
-                place["num_visual_tokens"] = own
+            if num_visual_tokens != of_call:
+                place["num_visual_tokens"] = num_visual_tokens
         return super().apply_chat_template(conversation, chat_template, **kwargs)
 
-    def visual_token_counts(
-        self, asked: int | list[int] | None, num_images: int, name: str = "num_visual_tokens"
+    def num_visual_tokens_per_image(
+        self, num_visual_tokens: int | list[int] | None, num_images: int, name: str = "num_visual_tokens"
     ) -> list[int]:
         """
         How many visual tokens each image gets where these are asked for, or none, by an argument of this name.
@@ -165,7 +171,9 @@ class CompressedLlavaProcessor(ProcessorMixin):
         """
         raise NotImplementedError
 
-    def validate_inputs(self, images: ImageInput | None = None, text: list[TextInput] | None = None, **kwargs):
+    def validate_inputs(
+        self, images: ImageInput | None = None, text: list[TextInput] | None = None, **kwargs: Any
+    ) -> None:
         if text is not None:
             num_tokens, num_images = [sample.count(self.image_token) for sample in text], len(images or [])
             if sum(num_tokens) != num_images:
@@ -192,7 +200,7 @@ class CompressedLlavaProcessor(ProcessorMixin):
                     f"but images[{index}] holds {len(row)} images."
                 )
 
-    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
+    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs: Any) -> MultiModalData:
         """
         The placeholders that images become, for engines that reserve memory ahead of requests.
 
@@ -205,8 +213,8 @@ class CompressedLlavaProcessor(ProcessorMixin):
         """
         if image_sizes is None:
             return MultiModalData()
-        counts = self.visual_token_counts(asked_number(kwargs), len(image_sizes))
-        return MultiModalData(num_image_tokens=counts, num_image_patches=[1] * len(image_sizes))
+        num_visual_tokens = self.num_visual_tokens_per_image(num_visual_tokens_of_call(kwargs), len(image_sizes))
+        return MultiModalData(num_image_tokens=num_visual_tokens, num_image_patches=[1] * len(image_sizes))
 
 
 def split_at_tokens(text: str, token: str) -> list[str]:
@@ -214,12 +222,12 @@ def split_at_tokens(text: str, token: str) -> list[str]:
     return re.split(f"(?<!{TYPED_TOKEN_MARKS[0]}){re.escape(token)}", text)
 
 
-def asked_number(kwargs: dict) -> int | list[int] | None:
+def num_visual_tokens_of_call(kwargs: dict) -> int | list[int] | None:
     """The `num_visual_tokens` among the keywords of a call."""
     return {**kwargs.get("images_kwargs", {}), **kwargs}.get("num_visual_tokens")
 
 
-def image_numbers(conversation: list, name: str = "conversation") -> dict[str, Any]:
+def num_visual_tokens_of_items(conversation: list, name: str = "conversation") -> dict[str, Any]:
     """
     What the content items of images say about `num_visual_tokens`, in order and by their places; None is nothing.
 
@@ -229,7 +237,7 @@ def image_numbers(conversation: list, name: str = "conversation") -> dict[str, A
     numbers = {}
     for i, message in enumerate(conversation):
         if isinstance(message, (list, tuple)):  # one of several conversations
-            numbers |= image_numbers(message, f"{name}[{i}]")
+            numbers |= num_visual_tokens_of_items(message, f"{name}[{i}]")
             continue
         content = message.get("content") if isinstance(message, dict) else None
         for j, item in enumerate(content if isinstance(content, (list, tuple)) else []):
@@ -323,7 +331,7 @@ def to_rgb(image: PIL.Image.Image, index: int) -> PIL.Image.Image:
 
 
 @contextmanager
-def naming_image(index: int):
+def naming_image(index: int) -> Iterator[None]:
     """Whatever goes wrong in here, says which image it was. Corrupt files make decoders raise anything."""
     try:
         yield

@@ -4,8 +4,10 @@
 from typing import Any
 
 from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .configuration_compressed_llava import check_num_visual_tokens
 from .configuration_mqt_llava import check_max_visual_tokens
@@ -53,11 +55,11 @@ class MQTLlavaProcessor(CompressedLlavaProcessor):
 
     def __init__(
         self,
-        image_processor=None,
-        tokenizer=None,
+        image_processor: BaseImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         max_visual_tokens: int = 256,
         chat_template: str | None = V1_CHAT_TEMPLATE,
-        **kwargs,
+        **kwargs: Any,
     ):
         # Among the keywords, since transformers tells arguments of a processor from those of a call by their names.
         num_visual_tokens = kwargs.pop("num_visual_tokens", None)
@@ -72,22 +74,22 @@ class MQTLlavaProcessor(CompressedLlavaProcessor):
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "num_visual_tokens": self.num_visual_tokens}
 
-    def visual_token_counts(
-        self, asked: int | list[int] | None, num_images: int, name: str = "num_visual_tokens"
+    def num_visual_tokens_per_image(
+        self, num_visual_tokens: int | list[int] | None, num_images: int, name: str = "num_visual_tokens"
     ) -> list[int]:
-        if asked is None:
-            asked = self.max_visual_tokens if self.num_visual_tokens is None else self.num_visual_tokens
-        return check_num_visual_tokens(asked, self.max_visual_tokens, num_images, name)
+        if num_visual_tokens is None:
+            num_visual_tokens = self.max_visual_tokens if self.num_visual_tokens is None else self.num_visual_tokens
+        return check_num_visual_tokens(num_visual_tokens, self.max_visual_tokens, num_images, name)
 
     # `num_visual_tokens` is not the image processor's, and the loaded images have no `input_data_format` any more.
     def _process_images(
         self, images: ImageInput, num_visual_tokens=None, input_data_format=None, **kwargs
     ) -> tuple[BatchFeature, list[str]]:
         image_inputs = self.image_processor(images, **kwargs)
-        image_inputs["visual_token_counts"] = self.visual_token_counts(num_visual_tokens, len(images))
+        image_inputs["visual_token_counts"] = self.num_visual_tokens_per_image(num_visual_tokens, len(images))
         return image_inputs, [self.replace_image_token(image_inputs, index) for index in range(len(images))]
 
-    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         return self.image_token * int(image_inputs["visual_token_counts"][image_idx])
 
     @property

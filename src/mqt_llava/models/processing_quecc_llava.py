@@ -5,9 +5,10 @@ import re
 from typing import Any
 
 from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs
-from transformers.tokenization_utils_base import TextInput
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase, TextInput
 
 from .configuration_compressed_llava import check_integer
 from .configuration_quecc_llava import check_fixed_number
@@ -59,12 +60,12 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
 
     def __init__(
         self,
-        image_processor=None,
-        tokenizer=None,
+        image_processor: BaseImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         max_visual_tokens: int = 16,
         chat_template: str | None = V1_CHAT_TEMPLATE,
         answer_prefix: str = "ASSISTANT",
-        **kwargs,
+        **kwargs: Any,
     ):
         check_integer(max_visual_tokens, "max_visual_tokens")
         if max_visual_tokens < 1:
@@ -82,7 +83,7 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
         images: ImageInput | None = None,
         text: TextInput | list[TextInput] | None = None,
         query: str | list[str] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BatchFeature:
         """
         As of every processor.
@@ -158,8 +159,10 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
             questions += [question] * len(images)
         return questions
 
-    def visual_token_counts(self, asked: int | None, num_images: int, name: str = "num_visual_tokens") -> list[int]:
-        check_fixed_number(asked, self.max_visual_tokens, name)
+    def num_visual_tokens_per_image(
+        self, num_visual_tokens: int | None, num_images: int, name: str = "num_visual_tokens"
+    ) -> list[int]:
+        check_fixed_number(num_visual_tokens, self.max_visual_tokens, name)
         return [self.max_visual_tokens] * num_images
 
     # `num_visual_tokens` is not the image processor's, and the loaded images have no `input_data_format` any more.
@@ -168,7 +171,7 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
     ) -> tuple[BatchFeature, list[str]]:
         return super()._process_images(images, **kwargs)
 
-    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         return self.image_token * self.max_visual_tokens
 
     @property

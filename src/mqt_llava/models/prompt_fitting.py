@@ -2,13 +2,14 @@
 """Prompts fitted to what `generate` is asked for: to numbers of visual tokens, and to what a cache holds of them."""
 
 from functools import wraps
+from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
-from .cache_fitting import CacheFitting, FittedPrompt, numbers_asked_for
+from .cache_fitting import CacheFitting, FittedPrompt, resolve_num_visual_tokens
 from .configuration_compressed_llava import check_num_visual_tokens, plain_numbers
 from .placeholders import (
     TOKEN_TYPES,
@@ -38,10 +39,10 @@ class PromptFitting(CacheFitting):
     image_inputs: tuple[str, ...] = ("pixel_values",)
 
     @property
-    def most_visual_tokens(self) -> int:
+    def max_visual_tokens(self) -> int:
         raise NotImplementedError
 
-    def images_at(self, images: dict[str, torch.Tensor], counts: list[int]) -> dict[str, torch.Tensor]:
+    def images_at(self, images: dict[str, torch.Tensor], num_visual_tokens: list[int]) -> dict[str, torch.Tensor]:
         """Arguments of `get_image_features` for images at these numbers of visual tokens."""
         raise NotImplementedError
 
@@ -58,7 +59,7 @@ class PromptFitting(CacheFitting):
         outputs = super().generate(inputs, generation_config, *args, **kwargs)
         return self._finish(outputs, prompt.ids, fitted, config, kwargs.get("past_key_values"))
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args: Any, **kwargs: Any) -> None:
         """As transformers does it; but a [`DynamicCache`] of its making is one that knows its prompts."""
         is_passed = model_kwargs.get("past_key_values") is not None
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
@@ -67,7 +68,7 @@ class PromptFitting(CacheFitting):
             model_kwargs["past_key_values"] = VisualTokenCache.from_dynamic(made)
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)  # whose signature transformers looks at
-    def prepare_inputs_for_generation(self, *args, **kwargs) -> dict:
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict:
         """
         As transformers does it, but for guesses. Prompt lookup guesses that what followed in the prompt follows again,
         be it placeholders: no answer holds any, and there are no visual tokens for them.
@@ -82,7 +83,7 @@ class PromptFitting(CacheFitting):
         return inputs
 
     def _read_prompt(self, ids: torch.Tensor | None, config: GenerationConfig, kwargs: dict) -> Prompt:
-        """What is passed to `generate`, checked; takes the counts out of `kwargs`."""
+        """What is passed to `generate`, checked; takes `visual_token_counts` out of `kwargs`."""
         cache, pixel_values = kwargs.get("past_key_values"), kwargs.get("pixel_values")
         if cache is not None and not isinstance(cache, Cache):
             raise TypeError(f"`past_key_values` is a {type(cache).__name__}, but must be a `Cache`.")
@@ -90,11 +91,14 @@ class PromptFitting(CacheFitting):
         if pixel_values is not None and image_outputs is not None:
             raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
         images = self._shown_images(image_outputs, kwargs)
-        counts = kwargs.pop("visual_token_counts", None)
-        if counts is not None:
-            counts = plain_numbers(counts)
-            num_images = len(images) if images or not isinstance(counts, (list, tuple)) else len(counts)
-            counts = check_num_visual_tokens(counts, self.most_visual_tokens, num_images, name="visual_token_counts")
+        num_visual_tokens = kwargs.pop("visual_token_counts", None)
+        if num_visual_tokens is not None:
+            num_visual_tokens = plain_numbers(num_visual_tokens)
+            is_list = isinstance(num_visual_tokens, (list, tuple))
+            num_images = len(num_visual_tokens) if is_list and not images else len(images)
+            num_visual_tokens = check_num_visual_tokens(
+                num_visual_tokens, self.max_visual_tokens, num_images, name="visual_token_counts"
+            )
         tokens, mask = ids if embeds is None else embeds, kwargs.get("attention_mask")
         if tokens is None:  # transformers begins with BOS, or says what is missing
             tokens = torch.zeros((1, 0), dtype=torch.long)
@@ -102,8 +106,8 @@ class PromptFitting(CacheFitting):
             mask = kwargs["attention_mask"] = infer_mask(ids, config)
         if mask is None:
             mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
-        placeholders = self.model.get_placeholder_mask(tokens if embeds is None else None, embeds)
-        return Prompt(ids, mask, placeholders, images, counts)
+        placeholders = self.model.find_placeholders(tokens if embeds is None else None, embeds)
+        return Prompt(ids, mask, placeholders, images, num_visual_tokens)
 
     def _shown_images(self, image_outputs: ModelOutput | None, kwargs: dict) -> list[ShownImage]:
         """The images that are passed, whose number of visual tokens is still open."""
@@ -137,29 +141,31 @@ class PromptFitting(CacheFitting):
         is_embedded = kwargs.get("inputs_embeds") is not None
         if not is_embedded:
             check_images_are_passed(prompt)
-        made = self._numbers_made(prompt)
-        images = [image.at(count) for image, count in zip(prompt.images, made)]
-        asked = numbers_asked_for(num_visual_tokens, images, self.most_visual_tokens)
+        old_num_visual_tokens = self._num_visual_tokens_in(prompt)
+        images = [image.at(m) for image, m in zip(prompt.images, old_num_visual_tokens)]
+        new_num_visual_tokens = resolve_num_visual_tokens(num_visual_tokens, images, self.max_visual_tokens)
         fitted = FittedPrompt(prompt.ids)
         if is_embedded:
-            check_not_resized(made, num_visual_tokens, asked, "inputs_embeds")
-        if asked != made or not is_padded_on_the_left(prompt.mask):
-            fitted.ids = self._resize_prompt(prompt, made, asked, config, kwargs)
+            check_not_resized(old_num_visual_tokens, num_visual_tokens, new_num_visual_tokens, "inputs_embeds")
+        if new_num_visual_tokens != old_num_visual_tokens or not is_padded_on_the_left(prompt.mask):
+            fitted.ids = self._resize_prompt(prompt, old_num_visual_tokens, new_num_visual_tokens, config, kwargs)
         if not is_embedded and fitted.ids is not None:
             mask = prompt.mask if fitted.ids is prompt.ids else kwargs["attention_mask"]
-            placeholders = self.model.get_placeholder_mask(fitted.ids, None)
-            rows = images_per_row(placeholders, [image.at(count) for image, count in zip(images, asked)])
+            placeholders = self.model.find_placeholders(fitted.ids, None)
+            rows = images_per_row(placeholders, [image.at(m) for image, m in zip(images, new_num_visual_tokens)])
             fitted.cached = CachedPrompts(fitted.ids, mask.ne(0), rows, fitted.ids.shape[1])
         elif fitted.ids is None and "attention_mask" in kwargs and kwargs["attention_mask"] is not prompt.mask:
             fitted.cached = CachedPrompts.nothing(prompt.mask)  # `inputs_embeds` that were padded anew
-        self._pass_images([(index, 0, count) for index, count in enumerate(asked)], kwargs)
+        self._pass_images([(index, 0, m) for index, m in enumerate(new_num_visual_tokens)], kwargs)
         return fitted
 
-    def _numbers_made(self, prompt: Prompt) -> list[int]:
+    def _num_visual_tokens_in(self, prompt: Prompt) -> list[int]:
         """The visual tokens that each passed image has in the prompt."""
         if not prompt.images:
             return []
-        return visual_tokens_per_image(prompt.placeholders, len(prompt.images), self.most_visual_tokens, prompt.counts)
+        return visual_tokens_per_image(
+            prompt.placeholders, len(prompt.images), self.max_visual_tokens, prompt.num_visual_tokens
+        )
 
     def _pass_images(self, parts: list[tuple[int | None, int, int]], kwargs: dict) -> None:
         """
@@ -182,22 +188,27 @@ class PromptFitting(CacheFitting):
             )
         if not parts:
             return
-        indices, counts = [index for index, *_ in parts], [count for *_, count in parts]
+        indices, num_visual_tokens = [index for index, *_ in parts], [m for *_, m in parts]
         if image_outputs is None:
             if indices != list(range(len(images["pixel_values"]))):
                 images = {name: tensor[torch.tensor(indices)] for name, tensor in images.items()}
-            images = self.images_at(images, counts)
+            images = self.images_at(images, num_visual_tokens)
             if not any(first for _, first, _ in parts):
                 kwargs.update(images)
                 return
             image_outputs, indices = self.get_image_features(**images, return_dict=True), range(len(parts))
         tokens = BaseModelOutputWithPooling(pooler_output=[image_outputs.pooler_output[index] for index in indices])
-        tokens = cut_visual_tokens(tokens, counts)
+        tokens = cut_visual_tokens(tokens, num_visual_tokens)
         tokens["pooler_output"] = [image[first:] for image, (_, first, _) in zip(tokens.pooler_output, parts)]
         kwargs["mm_encoder_outputs"] = {"image": tokens}
 
     def _resize_prompt(
-        self, prompt: Prompt, old_counts: list[int], new_counts: list[int], config: GenerationConfig, kwargs: dict
+        self,
+        prompt: Prompt,
+        old_num_visual_tokens: list[int],
+        new_num_visual_tokens: list[int],
+        config: GenerationConfig,
+        kwargs: dict,
     ) -> torch.Tensor:
         """Re-sizes `input_ids`, and in `kwargs` the attention mask and the token types."""
         inputs = {"input_ids": prompt.ids}
@@ -205,7 +216,12 @@ class PromptFitting(CacheFitting):
         inputs = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         pad_values = dict.fromkeys(inputs, 0) | {"input_ids": pad_token_id(config)}
         resized, kwargs["attention_mask"] = resize_prompt(
-            inputs, prompt.placeholders, prompt.mask.to(prompt.placeholders.device), old_counts, new_counts, pad_values
+            inputs,
+            prompt.placeholders,
+            prompt.mask.to(prompt.placeholders.device),
+            old_num_visual_tokens,
+            new_num_visual_tokens,
+            pad_values,
         )
         kwargs.pop("position_ids", None)  # rebuilt from the attention mask
         ids = resized.pop("input_ids", None)

@@ -101,8 +101,10 @@ class ImageAnswer:
         Raises:
             TypeError, ValueError: m is no integer in 1..M.
         """
-        (num_queries,) = check_num_visual_tokens(num_visual_tokens, self.model.config.max_visual_tokens, num_images=1)
-        return self.model.model.resampler(patches, num_queries=num_queries)
+        (num_visual_tokens,) = check_num_visual_tokens(
+            num_visual_tokens, self.model.config.max_visual_tokens, num_images=1
+        )
+        return self.model.model.resampler(patches, num_visual_tokens=num_visual_tokens)
 
     def logits(self, visual_tokens: torch.Tensor) -> torch.Tensor:
         """
