@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from tests.builders.paths import REPOSITORY
+from tests.builders.paths import CHECKPOINT, REPOSITORY
 from tests.builders.scripts import load_script
 
 
-RESULTS = json.loads((REPOSITORY / "model_cards" / "mqt-llava-tiny" / "adaptive.json").read_text())
+RESULTS = json.loads((CHECKPOINT / "adaptive.json").read_text())
 JUDGED = RESULTS["judged"]
 PAGE = (REPOSITORY / "docs" / "adaptive.md").read_text()
 

@@ -10,11 +10,11 @@ import sys
 
 import pytest
 
-from tests.builders.paths import REPOSITORY
+from tests.builders.paths import PICTURES, REPOSITORY
 from tests.docs.code_blocks import PAGES, find_blocks
 
 
-MOSAIC = REPOSITORY / "examples" / "images" / "mosaic_0.png"
+MOSAIC = PICTURES / "mosaic_0.png"
 BLOCKS = {page: find_blocks(page) for page in PAGES}
 NEEDS = {"README.md": "captum"}
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mqt_llava import MQTLlavaForConditionalGeneration
 from mqt_llava.visualization import coverage, query_maps
-from tests.builders.paths import REPOSITORY
+from tests.builders.paths import CHECKPOINT, REPOSITORY
 
 
 PAGE = (REPOSITORY / "docs" / "visualization.md").read_text()
@@ -35,7 +35,7 @@ def test_the_table_is_what_was_measured():
 
 
 def test_coverage_on_the_page():
-    model = MQTLlavaForConditionalGeneration.from_pretrained(REPOSITORY / "model_cards" / "mqt-llava-tiny")
+    model = MQTLlavaForConditionalGeneration.from_pretrained(CHECKPOINT)
     covered = coverage(query_maps(model)).mean((1, 2))
     expected = [f"{covered[m - 1]:.2f}" for m in (1, 2, 4, 8, 16)]
     (figures,) = re.findall(r"it is ([\d., and]+) for m = 1, 2, 4, 8 and 16", PAGE)

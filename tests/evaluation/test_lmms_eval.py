@@ -17,7 +17,7 @@ from statistics import mean
 import pytest
 import torch
 
-from tests.builders.paths import REPOSITORY
+from tests.builders.paths import CHECKPOINT, REPOSITORY
 from tests.builders.scripts import load_script
 
 
@@ -35,7 +35,7 @@ from mqt_llava.evaluation.sweep import main  # noqa: E402
 
 evaluate = load_script("examples/fashion_mosaics/evaluate.py")
 Mosaic = load_script("examples/fashion_mosaics/mosaics.py").Mosaic
-TINY = str(REPOSITORY / "model_cards" / "mqt-llava-tiny")
+TINY = str(CHECKPOINT)
 BUDGETS = (1, 2, 4, 8, 16)
 ENVIRONMENT = {
     **os.environ,

@@ -9,11 +9,11 @@ import sys
 import pytest
 from PIL import Image
 
-from tests.builders.paths import REPOSITORY
+from tests.builders.paths import CHECKPOINT, PICTURES, REPOSITORY
 from tests.builders.scripts import load_script
 
 
-MOSAIC = REPOSITORY / "examples" / "images" / "mosaic_0.png"
+MOSAIC = PICTURES / "mosaic_0.png"
 HEAVY = ("torch", "transformers", "mqt_llava", "gradio", "openai", "matplotlib")
 # Those that a user copies. What trains has transformers' TrainingArguments for flags, which need torch.
 SCRIPTS = [
@@ -53,7 +53,7 @@ def test_a_picture_of_ones_own_leaves_the_picture_of_the_demo(tmp_path, monkeypa
     monkeypatch.setattr(answer_at_budgets, "REPOSITORY", tmp_path)  # where runs/ is
     shown = tmp_path / "demo.png"  # named so that the name is taken
     shown.write_bytes(MOSAIC.read_bytes())
-    model = str(REPOSITORY / "model_cards" / "mqt-llava-tiny")
+    model = str(CHECKPOINT)
     arguments = ["--image", str(shown), "--question", "Is there any footwear?", "--budgets", "1", "--model", model]
     answer_at_budgets.main(arguments)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["demo_answers.png"]

@@ -9,12 +9,11 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from mqt_llava import MQTLlavaForConditionalGeneration
-from tests.builders.paths import REPOSITORY
+from tests.builders.paths import CHECKPOINT, PICTURES, REPOSITORY
 from tests.builders.scripts import load_script
 
 
 example = load_script("examples/converse.py")
-CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
 TURNS = ["Is there any footwear?", "What is there most of?", "What is in the top left?", "List the items in column 1."]
 
 
@@ -28,7 +27,7 @@ def checkpoint():
 @pytest.mark.parametrize("picture", ["mosaic_0.png", "mosaic_2.png"])
 def test_answers_are_those_of_a_fresh_run(checkpoint, budgets, picture):
     model, processor = checkpoint
-    image = Image.open(REPOSITORY / "examples" / "images" / picture)
+    image = Image.open(PICTURES / picture)
     conversation = example.Conversation(model, processor, image, budgets[0])
     encoded, processed = [], []
     model.model.vision_tower.register_forward_hook(lambda *_: encoded.append(1))

@@ -12,13 +12,12 @@ from transformers import AutoProcessor
 
 from mqt_llava import MQTLlavaForConditionalGeneration
 from mqt_llava.planning import request_cost
-from tests.builders.paths import REPOSITORY
+from tests.builders.paths import CHECKPOINT, PICTURES
 from tests.builders.scripts import load_script
 
 
 demo_answers = load_script("examples/demo_answers.py")
-CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
-MOSAIC = str(REPOSITORY / "examples" / "images" / "mosaic_0.png")
+MOSAIC = str(PICTURES / "mosaic_0.png")
 QUESTION = "List the items in the second row."
 
 
@@ -115,7 +114,7 @@ def test_empty_questions_and_endless_conversations_are_refused(answerer, image):
 
 
 def test_files_that_are_no_pictures_are_refused(answerer, tmp_path):
-    whole = (REPOSITORY / "examples" / "images" / "mosaic_0.png").read_bytes()
+    whole = (PICTURES / "mosaic_0.png").read_bytes()
     for name, content, message in (
         ("empty.png", b"", "cannot be read as an image"),
         ("text.png", b"no picture", "cannot be read as an image"),

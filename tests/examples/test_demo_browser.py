@@ -17,12 +17,11 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.builders.paths import REPOSITORY
+from tests.builders.paths import PICTURES, REPOSITORY
 
 
 pytestmark = pytest.mark.browser
 
-IMAGES = REPOSITORY / "examples" / "images"
 QUESTION, ANSWER = "List the items in the second row.", "sneaker, coat, dress, sandal"  # of mosaic_0.png
 
 
@@ -169,7 +168,7 @@ def test_files_that_are_no_pictures_are_refused_with_a_message(browser, address,
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture at all")
     cut = tmp_path / "cut.png"
-    whole = (IMAGES / "mosaic_0.png").read_bytes()
+    whole = (PICTURES / "mosaic_0.png").read_bytes()
     cut.write_bytes(whole[: len(whole) // 2])
     for path, message in ((broken, "cannot be read as an image"), (cut, "This image is damaged")):
         with visit(browser, address) as page:

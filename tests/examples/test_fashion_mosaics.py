@@ -13,12 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
-from tests.builders.paths import REPOSITORY
+from tests.builders.paths import CHECKPOINT, PICTURES, REPOSITORY
 from tests.builders.scripts import load_script
-
-
-CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
-IMAGES = REPOSITORY / "examples" / "images"
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +59,9 @@ def test_embedded_checkpoint_answers_about_held_out_photos():
     """With all tokens nearly everything is right, with one token still what is coarse."""
     pipe = pipeline("image-text-to-text", model=str(CHECKPOINT))
     right = {1: [], 16: []}
-    for name, pairs in json.loads((IMAGES / "questions.json").read_text()).items():
+    for name, pairs in json.loads((PICTURES / "questions.json").read_text()).items():
         for question, truth in pairs:
-            content = [{"type": "image", "path": str(IMAGES / name)}, {"type": "text", "text": question}]
+            content = [{"type": "image", "path": str(PICTURES / name)}, {"type": "text", "text": question}]
             for budget, answers in right.items():
                 (output,) = pipe(
                     [{"role": "user", "content": content}],

@@ -10,11 +10,10 @@ import time
 import pytest
 from PIL import Image
 
-from tests.builders.paths import REPOSITORY
+from tests.builders.paths import PICTURES, REPOSITORY
 from tests.builders.scripts import load_script
 
 
-IMAGES = REPOSITORY / "examples" / "images"
 main = load_script("examples/folder_to_jsonl.py").main
 QUESTION = "List the items in the second row."
 SCRIPT = REPOSITORY / "examples" / "folder_to_jsonl.py"
@@ -35,8 +34,8 @@ def folders(tmp_path):
     first.mkdir(parents=True)
     second.mkdir()
     for number in range(4):
-        shutil.copy(IMAGES / f"mosaic_{number}.png", (first, second)[number % 2])
-    Image.open(IMAGES / "mosaic_0.png").convert("RGB").save(second / "photo.JPG")
+        shutil.copy(PICTURES / f"mosaic_{number}.png", (first, second)[number % 2])
+    Image.open(PICTURES / "mosaic_0.png").convert("RGB").save(second / "photo.JPG")
     (second / "notes.txt").write_text("no image")
     (second / "broken.png").write_bytes(b"no image")
     return tmp_path / "first", second
@@ -63,7 +62,7 @@ def test_every_image_gets_a_line(folders, tmp_path, budget, capsys):
     assert lines_of(tmp_path / "single.jsonl") == lines_of(output)
     # What could not be read is tried again.
     before = output.read_bytes()
-    shutil.copy(IMAGES / "mosaic_0.png", folders[1] / "broken.png")
+    shutil.copy(PICTURES / "mosaic_0.png", folders[1] / "broken.png")
     run(*folders, *options)
     assert "6 images, 5 of them answered already" in capsys.readouterr().out
     assert output.read_bytes().startswith(before) and len(lines_of(output)) == 7
@@ -83,7 +82,7 @@ def test_after_a_kill_it_goes_on(tmp_path):
     folder, output, whole = tmp_path / "images", tmp_path / "killed.jsonl", tmp_path / "whole.jsonl"
     folder.mkdir()
     for number in range(60):
-        shutil.copy(IMAGES / f"mosaic_{number % 4}.png", folder / f"{number:02}.png")
+        shutil.copy(PICTURES / f"mosaic_{number % 4}.png", folder / f"{number:02}.png")
     options = [folder, "--question", QUESTION, "--num-visual-tokens", 16, "--batch-size", 1]
     process = subprocess.Popen(list(map(str, [sys.executable, SCRIPT, *options, "--output", output])))
     deadline = time.monotonic() + 240
@@ -137,7 +136,7 @@ def test_other_files_are_left_as_they_are(folders, tmp_path, capsys, content):
 def test_names_need_not_be_text(folders, tmp_path):
     path = os.fsencode(folders[0]) + b"/bad\xff.png"
     with open(path, "wb") as file:
-        file.write((IMAGES / "mosaic_0.png").read_bytes())
+        file.write((PICTURES / "mosaic_0.png").read_bytes())
     for _ in range(2):
         run(folders[0], "--question", QUESTION, "--num-visual-tokens", 1, "--output", tmp_path / "answers.jsonl")
     assert os.fsdecode(path) in [line["image"] for line in lines_of(tmp_path / "answers.jsonl")]

@@ -8,14 +8,12 @@ from PIL import Image
 from transformers import AutoProcessor, BitsAndBytesConfig
 
 from mqt_llava import MQTLlavaForConditionalGeneration
-from tests.builders.paths import REPOSITORY
+from tests.builders.paths import CHECKPOINT, PICTURES
 from tests.builders.scripts import load_script
 
 
 score = load_script("examples/fashion_mosaics/evaluate.py").score
 quantized_script = load_script("examples/fashion_mosaics/quantized.py")
-CHECKPOINT = str(REPOSITORY / "model_cards" / "mqt-llava-tiny")
-IMAGES = REPOSITORY / "examples" / "images"
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # How far logits may be from float32's: norm of the difference over the norm. Measured: 1.1%, 5.7%, 0.9%, 4.9%.
 BOUNDS = {"bitsandbytes int8": 0.03, "bitsandbytes nf4": 0.15, "torchao int8": 0.03, "torchao int4": 0.15}
@@ -29,20 +27,20 @@ def processor():
 
 @pytest.fixture(scope="module")
 def reference():
-    return quantized_script.load(CHECKPOINT, "float32")
+    return quantized_script.load(str(CHECKPOINT), "float32")
 
 
 @pytest.fixture(scope="module", params=BOUNDS)
 def quantized(request):
     """Method and model."""
     pytest.importorskip(quantized_script.METHODS[request.param])
-    return request.param, quantized_script.load(CHECKPOINT, request.param)
+    return request.param, quantized_script.load(str(CHECKPOINT), request.param)
 
 
 def questions() -> tuple[list[Image.Image], list[str], list[str]]:
     """Held-out mosaics, a question about each and its answer."""
-    asked = json.loads((IMAGES / "questions.json").read_text())
-    triples = [(Image.open(IMAGES / name), *pair) for name, pairs in asked.items() for pair in pairs]
+    asked = json.loads((PICTURES / "questions.json").read_text())
+    triples = [(Image.open(PICTURES / name), *pair) for name, pairs in asked.items() for pair in pairs]
     images, texts, truths = zip(*triples)
     return list(images), [f"USER: <image>\n{text} ASSISTANT:" for text in texts], list(truths)
 
@@ -104,14 +102,14 @@ def test_answers_are_as_good_as_in_float32(quantized, reference, processor):
 def test_visual_tokens_are_those_in_bfloat16(quantized, processor):
     _, model = quantized
     pixels = prompts(processor, 4)["pixel_values"]
-    expected = quantized_script.load(CHECKPOINT, "bfloat16").get_image_features(pixels).pooler_output
+    expected = quantized_script.load(str(CHECKPOINT), "bfloat16").get_image_features(pixels).pooler_output
     for tokens, expected_tokens in zip(model.get_image_features(pixels).pooler_output, expected):
         assert torch.equal(tokens, expected_tokens)
 
 
 def test_saved_and_reloaded(reference, processor, tmp_path):
     """The saved configuration names what was left out."""
-    model = quantized_script.load(CHECKPOINT, "bitsandbytes nf4")
+    model = quantized_script.load(str(CHECKPOINT), "bitsandbytes nf4")
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     assert saved["llm_int8_skip_modules"] == quantized_script.NOT_QUANTIZED
@@ -134,7 +132,7 @@ def test_without_the_argument_the_image_path_is_quantised_too():
 @pytest.mark.parametrize("method", BOUNDS)
 def test_on_a_gpu(method, reference, processor):
     pytest.importorskip(quantized_script.METHODS[method])
-    model = quantized_script.load(CHECKPOINT, method, "cuda")
+    model = quantized_script.load(str(CHECKPOINT), method, "cuda")
     assert_image_path_is_bfloat16(model)
     for m in M:
         expected = text_logits(reference, prompts(processor, m))

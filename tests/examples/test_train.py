@@ -18,12 +18,10 @@ from transformers import (
 
 from mqt_llava import MQTLlavaForConditionalGeneration, QueCCLlavaForConditionalGeneration
 from tests.builders.configs import TEXT_CONFIG, VISION_CONFIG
-from tests.builders.paths import REPOSITORY
+from tests.builders.paths import CHECKPOINT, PICTURES, REPOSITORY
 from tests.builders.scripts import load_script
 
 
-PICTURES = REPOSITORY / "examples" / "images"
-CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
 FLAGS = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--use_cpu", "true", "--report_to", "none"]
 FLAGS += ["--disable_tqdm", "true", "--learning_rate", "1e-3"]
 

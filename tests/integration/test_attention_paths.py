@@ -13,10 +13,9 @@ from mqt_llava import MQTLlavaForConditionalGeneration
 from tests.builders.configs import VISION_CONFIG, tiny_config
 from tests.builders.models import random_model
 from tests.builders.numbers import relative_error
-from tests.builders.paths import REPOSITORY
+from tests.builders.paths import CHECKPOINT, PICTURES
 
 
-CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
 ALL_M = range(1, 17)
 TEXTS = (
     "USER: <image>\nList the items. ASSISTANT:",
@@ -42,7 +41,7 @@ def load(dtype: torch.dtype = torch.float32, **kwargs) -> MQTLlavaForConditional
 
 def ask(processor, m: int, padding_side: str = "left") -> dict[str, torch.Tensor]:
     """Prompts with one image, with two and with none."""
-    images = [Image.open(REPOSITORY / "examples" / "images" / f"mosaic_{i}.png") for i in (0, 1, 2)]
+    images = [Image.open(PICTURES / f"mosaic_{i}.png") for i in (0, 1, 2)]
     return processor(
         images=images, text=list(TEXTS), num_visual_tokens=m, padding=True, padding_side=padding_side,
         return_tensors="pt",
@@ -75,7 +74,7 @@ def test_attention_implementations_agree(reference, embedded_processor, attn_imp
 
 
 def test_attention_implementations_agree_with_256_queries(golden_model, processor):
-    image = Image.open(REPOSITORY / "examples" / "images" / "mosaic_0.png")
+    image = Image.open(PICTURES / "mosaic_0.png")
     expected = {}
     for attn_implementation in ("eager", "sdpa", "flex_attention"):
         golden_model.set_attn_implementation(attn_implementation)
@@ -157,7 +156,7 @@ def test_flash_attention_equals_sdpa(golden_model, processor, tmp_path, number, 
         MQTLlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype, attn_implementation=name).cuda().eval()
         for name in (f"flash_attention_{number}", "sdpa")
     ]
-    image = Image.open(REPOSITORY / "examples" / "images" / "mosaic_0.png")
+    image = Image.open(PICTURES / "mosaic_0.png")
     for m in (1, 16, 64, 256):
         for padding_side in ("left", "right"):
             inputs = processor(

@@ -13,14 +13,13 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import pipeline
 
 from tests.builders.loopback_hub import LoopbackHub
-from tests.builders.paths import FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME, REPOSITORY
+from tests.builders.paths import CHECKPOINT, FIXTURES, GOLDEN_NAMES, PICTURES, QUECC_GOLDEN_NAME, REPOSITORY
 from tests.builders.processes import BLOCK, load_elsewhere, run_python
 from tests.builders.scripts import load_script
 from tests.integration.test_hub import ASK, CLASS_NAMES, MODEL_FILES, check_loaded, make_chat
 
 
-TINY = REPOSITORY / "model_cards" / "mqt-llava-tiny"
-PHOTO = REPOSITORY / "examples" / "images" / "mosaic_0.png"
+PHOTO = PICTURES / "mosaic_0.png"
 GENERATION = "generation_config.json"
 
 
@@ -115,7 +114,7 @@ processor.save_pretrained("saved", push_to_hub=True, repo_id="you/saved")
 
 @pytest.mark.parametrize("kind", ["mqt", "quecc"])
 def test_a_model_is_pushed_with_a_card(request, hub, environment, tmp_path, kind):
-    folder = request.getfixturevalue("converted_quecc") if kind == "quecc" else TINY
+    folder = request.getfixturevalue("converted_quecc") if kind == "quecc" else CHECKPOINT
     run_python(PUSH + PUSH_IN_EVERY_ORDER, str(folder), "", environment=environment, folder=tmp_path)
     for name in ("you/processor-first", "you/model-first", "you/saved"):
         card = card_of(hub, name)
@@ -142,7 +141,7 @@ def test_a_card_that_somebody_wrote_stays(hub, environment, tmp_path):
 model.push_to_hub("you/pushed")
 model.save_pretrained("saved", push_to_hub=True, repo_id="you/saved")
 """
-    run_python(PUSH + push, str(TINY), "", environment=environment, folder=tmp_path)
+    run_python(PUSH + push, str(CHECKPOINT), "", environment=environment, folder=tmp_path)
     for name in names:
         assert "model.safetensors" in hub.files(name)
         card = card_of(hub, name)
@@ -153,12 +152,12 @@ model.save_pretrained("saved", push_to_hub=True, repo_id="you/saved")
 def test_a_template_that_somebody_filled_in_stays(hub, environment, tmp_path):
     card = ModelCard.from_template(ModelCardData(), developers="Me")
     hub.commit("you/mine", {"README.md": card.content.encode()})
-    run_python(PUSH + "model.push_to_hub(name)", str(TINY), "you/mine", environment=environment, folder=tmp_path)
+    run_python(PUSH + "model.push_to_hub(name)", str(CHECKPOINT), "you/mine", environment=environment, folder=tmp_path)
     assert "**Developed by:** Me" in card_of(hub, "you/mine").text
 
 
 def test_base_models_are_those_of_the_hub(hub, environment, tmp_path):
-    hub.commit_folder("someone/tiny", TINY)
+    hub.commit_folder("someone/tiny", CHECKPOINT)
     push = """
 model.push_to_hub("you/tuned")
 model.config._name_or_path = ""
@@ -187,16 +186,16 @@ def test_the_embedded_checkpoint_goes_to_the_hub(hub, environment, tmp_path):
     output = upload_tiny(hub, environment, tmp_path)
     files = hub.files("me/tiny")
     assert files == {path.name: path.read_bytes() for path in output.iterdir()}
-    assert {path.name for path in TINY.iterdir()} | set(MODEL_FILES) == set(files)
+    assert {path.name for path in CHECKPOINT.iterdir()} | set(MODEL_FILES) == set(files)
     for name in ("evaluation.json", "adaptive.json", "mosaic_0.png", "model.safetensors", "tokenizer.json"):
-        assert files[name] == (TINY / name).read_bytes(), name
-    ours, theirs = (json.loads(text) for text in ((TINY / GENERATION).read_text(), files[GENERATION]))
+        assert files[name] == (CHECKPOINT / name).read_bytes(), name
+    ours, theirs = (json.loads(text) for text in ((CHECKPOINT / GENERATION).read_text(), files[GENERATION]))
     assert ours == {**theirs, "transformers_version": ours["transformers_version"]}
 
     asked = {"num_visual_tokens": 4}
     result = load_elsewhere(sys.executable, "me/tiny", tmp_path / "resaved", asked, environment=environment)
     assert set(result["modules"]) == {"transformers_modules"}
-    check_loaded(result, TINY)
+    check_loaded(result, CHECKPOINT)
     lines = run_card(hub, "me/tiny", environment, tmp_path).splitlines()
     assert [line.split()[0] for line in lines] == ["1", "4", "16"] and len(set(lines[-1].split())) > 2
 
@@ -214,7 +213,7 @@ def links(text: str) -> list[str]:
     return [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith(("https://", "#"))]
 
 
-@pytest.mark.parametrize("folder", [TINY, TINY.with_name("mqt-llava-7b")], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [CHECKPOINT, CHECKPOINT.with_name("mqt-llava-7b")], ids=lambda folder: folder.name)
 def test_the_cards_of_the_repository(folder):
     card = ModelCard.load(folder / "README.md")
     assert card.data.license and card.data.datasets and card.data.language and card.data.pipeline_tag
@@ -223,8 +222,8 @@ def test_the_cards_of_the_repository(folder):
 
 
 def test_the_card_of_the_embedded_checkpoint_gives_its_figures():
-    card = ModelCard.load(TINY / "README.md")
-    measured = json.loads((TINY / "evaluation.json").read_text())["results"]
+    card = ModelCard.load(CHECKPOINT / "README.md")
+    measured = json.loads((CHECKPOINT / "evaluation.json").read_text())["results"]
     results = card.data.eval_results
     given = {(result.dataset_name.split()[-3], result.metric_name): result.metric_value for result in results}
     assert card.data.metrics == ["accuracy"] and card.data.model_name == "mqt-llava-tiny"

@@ -11,11 +11,10 @@ from transformers.generation.streamers import BaseStreamer
 
 from mqt_llava import AdaptiveBudget, MQTLlavaForConditionalGeneration, MQTLlavaProcessor
 from mqt_llava.models.visual_token_cache import recall_prompts
-from tests.builders.paths import REPOSITORY
+from tests.builders.paths import CHECKPOINT, PICTURES
 from tests.builders.prompts import random_inputs
 
 
-CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
 NEW = 5
 STOP, CLIMB = {"confidence": 0.0}, {"confidence": 1.0, "margin": 1.0}
 
@@ -370,7 +369,7 @@ class TestEmbeddedCheckpoint:
         return pipeline("image-text-to-text", model=str(CHECKPOINT))
 
     def ask(self, pipe, num_visual_tokens, question: str) -> str:
-        content = [{"type": "image", "path": str(REPOSITORY / "examples" / "images" / "mosaic_0.png")}]
+        content = [{"type": "image", "path": str(PICTURES / "mosaic_0.png")}]
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         kwargs = {"num_visual_tokens": num_visual_tokens, "max_new_tokens": 40, "do_sample": False}
         (output,) = pipe(messages, generate_kwargs=kwargs, return_full_text=False)

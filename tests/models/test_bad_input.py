@@ -2,7 +2,6 @@
 
 import copy
 import json
-import re
 
 import numpy as np
 import pytest
@@ -21,29 +20,17 @@ from transformers import (
 )
 
 from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration, MQTLlavaProcessor
+from tests.builders.chats import PROMPT, raises, tokenize_chat, user
 from tests.builders.configs import tiny_config
+from tests.builders.prompts import prompt_rows, random_pixels
 
 
-PROMPT = "USER: <image>\nWhat is this? ASSISTANT:"
 IMAGE = Image.new("RGB", (30, 20), "red")
-IMAGE_TOKEN_ID = 99  # of the tiny model, whose M is 16
 
 
-def prompt_ids(*num_placeholders: int) -> torch.Tensor:
+def prompt_ids(*counts: int) -> torch.Tensor:
     """One row of the tiny model, with as many placeholders per image as given, and text between."""
-    ids = [1]
-    for count in num_placeholders:
-        ids += [5] + [IMAGE_TOKEN_ID] * count
-    return torch.tensor([ids + [6, 7]])
-
-
-def pixels(num_images: int = 1) -> torch.Tensor:
-    return torch.randn(num_images, 3, 28, 28, generator=torch.Generator().manual_seed(0))
-
-
-def raises(error: type, *parts):
-    """The error's message has these parts, in this order."""
-    return pytest.raises(error, match="(?s)" + ".*".join(re.escape(str(part)) for part in parts))
+    return prompt_rows([[1, *[5, "image"] * len(counts), 6, 7]], list(counts))["input_ids"]
 
 
 # The number of visual tokens: wherever it is given, the same error. {M} is the most that is allowed there.
@@ -79,9 +66,7 @@ def filled_in(m, message: str, max_visual_tokens: int):
 
 
 def chat(processor, **processor_kwargs):
-    content = [{"type": "image", "image": IMAGE}, {"type": "text", "text": "What is this?"}]
-    messages = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(messages, tokenize=True, return_dict=True, processor_kwargs=processor_kwargs)
+    return tokenize_chat(processor, [user(IMAGE, "What is this?")], processor_kwargs=processor_kwargs)
 
 
 @EACH_BAD_NUMBER
@@ -144,14 +129,14 @@ def test_num_visual_tokens_of_generate(tiny_model, where, m, error, message):
     else:
         tiny_model.generation_config.num_visual_tokens = m
     with raises(error, "`num_visual_tokens`", message):
-        tiny_model.generate(input_ids=prompt_ids(4), pixel_values=pixels(), **kwargs)
+        tiny_model.generate(input_ids=prompt_ids(4), pixel_values=random_pixels(1), **kwargs)
 
 
 @EACH_BAD_NUMBER
 def test_visual_token_counts_of_get_image_features(tiny_model, m, error, message):
     m, message = filled_in(m, message, 16)
     with raises(error, "`visual_token_counts`", message):
-        tiny_model.get_image_features(pixels(), visual_token_counts=m)
+        tiny_model.get_image_features(random_pixels(1), visual_token_counts=m)
 
 
 @pytest.mark.parametrize("m, error", [(0, ValueError), (257, ValueError), (True, TypeError), (1.5, TypeError)])
@@ -173,7 +158,7 @@ def test_one_number_in_a_list_for_two_images(processor, tiny_model):
     with raises(ValueError, "`num_visual_tokens` has 1 entries for 2 images", "in 1..256"):
         processor(images=[IMAGE, IMAGE], text=PROMPT * 2, num_visual_tokens=[16])
     with raises(ValueError, "`num_visual_tokens` has 1 entries for 2 images", "in 1..16"):
-        tiny_model.generate(input_ids=prompt_ids(4, 4), pixel_values=pixels(2), num_visual_tokens=[16])
+        tiny_model.generate(input_ids=prompt_ids(4, 4), pixel_values=random_pixels(2), num_visual_tokens=[16])
 
 
 def test_number_out_of_range_for_a_prompt_without_images(tiny_model):
@@ -260,7 +245,7 @@ def test_unknown_role_in_a_chat(processor):
     ],
 )
 def test_placeholders_and_images_do_not_match(tiny_model, call, placeholders, num_images, counts, parts):
-    inputs = {"input_ids": prompt_ids(*placeholders), "pixel_values": pixels(num_images)}
+    inputs = {"input_ids": prompt_ids(*placeholders), "pixel_values": random_pixels(num_images)}
     if counts is not None:
         inputs["visual_token_counts"] = torch.tensor(counts)
     with raises(ValueError, *parts):
@@ -270,27 +255,27 @@ def test_placeholders_and_images_do_not_match(tiny_model, call, placeholders, nu
 def test_image_that_would_span_two_prompts(tiny_model):
     ids = torch.tensor([[99, 99, 99, 5], [99, 5, 6, 7]])
     with raises(ValueError, "do not match", "[3, 1]", "[2, 2]"):
-        tiny_model(input_ids=ids, pixel_values=pixels(2), visual_token_counts=torch.tensor([2, 2]))
+        tiny_model(input_ids=ids, pixel_values=random_pixels(2), visual_token_counts=torch.tensor([2, 2]))
 
 
 @pytest.mark.parametrize("call", ["forward", "generate"])
 def test_pixel_values_and_encoded_images(tiny_model, call):
-    inputs = {"input_ids": prompt_ids(4), "pixel_values": pixels()}
-    inputs["mm_encoder_outputs"] = {"image": tiny_model.get_image_features(pixels())}
+    inputs = {"input_ids": prompt_ids(4), "pixel_values": random_pixels(1)}
+    inputs["mm_encoder_outputs"] = {"image": tiny_model.get_image_features(random_pixels(1))}
     with raises(ValueError, "both pixel_values and mm_encoder_outputs"):
         tiny_model(**inputs) if call == "forward" else tiny_model.generate(**inputs, max_new_tokens=1)
 
 
 @pytest.mark.parametrize("call", ["forward", "generate"])
 def test_images_encoded_into_fewer_tokens_than_the_prompt_has(tiny_model, call):
-    encoded = tiny_model.get_image_features(pixels(), visual_token_counts=[2])
+    encoded = tiny_model.get_image_features(random_pixels(1), visual_token_counts=[2])
     inputs = {"input_ids": prompt_ids(4), "mm_encoder_outputs": {"image": encoded}}
     with raises(ValueError, "[4] visual tokens are asked for", "encoded into [2]"):
         tiny_model(**inputs) if call == "forward" else tiny_model.generate(**inputs, max_new_tokens=1)
 
 
 def test_generate_with_more_tokens_than_the_images_were_encoded_into(tiny_model):
-    encoded = tiny_model.get_image_features(pixels(), visual_token_counts=[2])
+    encoded = tiny_model.get_image_features(random_pixels(1), visual_token_counts=[2])
     with raises(ValueError, "[4] visual tokens are asked for", "encoded into [2]"):
         tiny_model.generate(
             input_ids=prompt_ids(2), mm_encoder_outputs={"image": encoded}, num_visual_tokens=4, max_new_tokens=1
@@ -301,22 +286,22 @@ def test_input_ids_and_inputs_embeds(tiny_model):
     ids = prompt_ids(4)
     for inputs in ({}, {"input_ids": ids, "inputs_embeds": tiny_model.get_input_embeddings()(ids)}):
         with raises(ValueError, "exactly one of input_ids or inputs_embeds"):
-            tiny_model(pixel_values=pixels(), **inputs)
+            tiny_model(pixel_values=random_pixels(1), **inputs)
 
 
 def test_inputs_embeds_cannot_be_resized(tiny_model):
     embeds = tiny_model.get_input_embeddings()(prompt_ids(4))
     with raises(ValueError, "`num_visual_tokens` is 2", "`inputs_embeds` holds [4]", "Pass `input_ids`"):
-        tiny_model.generate(inputs_embeds=embeds, pixel_values=pixels(), num_visual_tokens=2, max_new_tokens=1)
+        tiny_model.generate(inputs_embeds=embeds, pixel_values=random_pixels(1), num_visual_tokens=2, max_new_tokens=1)
 
 
 def test_cache_at_another_number_of_visual_tokens(tiny_model):
     cache = DynamicCache(config=tiny_model.config)
-    first = tiny_model.generate(prompt_ids(4), pixel_values=pixels(), past_key_values=cache, max_new_tokens=1)
+    first = tiny_model.generate(prompt_ids(4), pixel_values=random_pixels(1), past_key_values=cache, max_new_tokens=1)
     with raises(ValueError, "`past_key_values` holds images at [4]", "asks for [2]"):
         tiny_model.generate(
             input_ids=torch.cat([first, torch.tensor([[7]])], dim=1),
-            pixel_values=pixels(),
+            pixel_values=random_pixels(1),
             past_key_values=cache,
             num_visual_tokens=2,
             max_new_tokens=1,
@@ -327,7 +312,7 @@ def test_attention_mask_of_another_shape(tiny_model):
     with raises(ValueError, "`attention_mask` is (1, 3)", "`input_ids` (1, 8)"):
         tiny_model.generate(
             input_ids=prompt_ids(4),
-            pixel_values=pixels(),
+            pixel_values=random_pixels(1),
             attention_mask=torch.ones(1, 3, dtype=torch.long),
             num_visual_tokens=2,
             max_new_tokens=1,
@@ -336,7 +321,7 @@ def test_attention_mask_of_another_shape(tiny_model):
 
 def test_misspelt_argument_of_generate(tiny_model):
     with raises(ValueError, "num_visual_token'"):
-        tiny_model.generate(input_ids=prompt_ids(4), pixel_values=pixels(), num_visual_token=2)
+        tiny_model.generate(input_ids=prompt_ids(4), pixel_values=random_pixels(1), num_visual_token=2)
 
 
 def test_image_of_another_size_than_the_vision_towers(tiny_model):

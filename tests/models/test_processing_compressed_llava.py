@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.models.test_processing_mqt_llava import PROMPT, as_file, make_image, reference_pixels, tokenize_chat, user
+from tests.builders.chats import PROMPT, tokenize_chat, user
+from tests.builders.pictures import as_file, make_image, reference_pixels
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "I", "I;16", "F", "1", "YCbCr"])

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.models.test_bad_input import IMAGE, PROMPT, raises
+from tests.builders.chats import PROMPT, raises
 
 
+IMAGE = Image.new("RGB", (30, 20), "red")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

@@ -3,59 +3,27 @@
 import base64
 import copy
 import inspect
-import io
 import json
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import AutoProcessor, LlavaImageProcessorPil, ProcessorMixin
 
 import mqt_llava.models.processing_compressed_llava as processing
 from mqt_llava import MQTLlavaProcessor
+from tests.builders.chats import PROMPT, tokenize_chat, user
+from tests.builders.pictures import as_file, make_image, reference_pixels
 
 
-PROMPT = "USER: <image>\nWhat is this? ASSISTANT:"
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
     "and polite answers to the human's questions. "
 )
 
 
-def make_image(width: int = 30, height: int = 20, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def as_file(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def reference_pixels(image: Image.Image, size: int = 336) -> torch.Tensor:
-    """What the original code does, by Pillow and NumPy alone."""
-    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-    image = image.convert("RGB")
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), tuple(int(x * 255) for x in mean))
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    pixels = np.asarray(square.resize((size, size), Image.Resampling.BICUBIC)) / 255
-    return torch.tensor((pixels - mean) / std).permute(2, 0, 1).float()
-
-
 def num_placeholders(processor, inputs) -> list[int]:
     return (torch.as_tensor(inputs["input_ids"]) == processor.image_token_id).sum(-1).tolist()
-
-
-def user(*content) -> dict:
-    blocks = [{"type": "text", "text": x} if isinstance(x, str) else {"type": "image", "image": x} for x in content]
-    return {"role": "user", "content": blocks}
-
-
-def tokenize_chat(processor, messages, **kwargs):
-    return processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt", **kwargs)
 
 
 # The number of visual tokens

@@ -6,17 +6,17 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoProcessor, TokenizersBackend
 
 from mqt_llava import QueCCLlavaProcessor
+from tests.builders.chats import PROMPT, assistant, tokenize_chat, user
+from tests.builders.pictures import make_image
 from tests.models.test_processing_mqt_llava import CAN_SANITIZE, TRUSTING_TEMPLATE
 
 
-PROMPT = "USER: <image>\nWhat is this? ASSISTANT:"
 NAMES = ["input_ids", "attention_mask", "pixel_values", "query_input_ids", "query_attention_mask"]
 
 
@@ -25,24 +25,6 @@ def quecc(processor) -> QueCCLlavaProcessor:
     """A Llama tokenizer and a 336-pixel image processor; 36 visual tokens."""
     tokenizer = copy.deepcopy(processor.tokenizer)
     return QueCCLlavaProcessor(processor.image_processor, tokenizer, max_visual_tokens=36)
-
-
-def make_image(seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8))
-
-
-def user(*content) -> dict:
-    blocks = [{"type": "text", "text": x} if isinstance(x, str) else {"type": "image", "image": x} for x in content]
-    return {"role": "user", "content": blocks}
-
-
-def assistant(text: str) -> dict:
-    return {"role": "assistant", "content": text}
-
-
-def tokenize_chat(processor, messages, **kwargs):
-    kwargs = {"add_generation_prompt": True, "return_tensors": "pt", **kwargs}
-    return processor.apply_chat_template(messages, tokenize=True, return_dict=True, **kwargs)
 
 
 def questions(processor, inputs) -> list[str]:
@@ -119,7 +101,7 @@ def test_questions_are_padded_on_the_tokenizers_side(quecc, side):
 
 def test_a_batch_with_several_and_no_images(quecc):
     text = ["<image>\n<image>\na?", "Hello", "<image>\nA longer question?"]
-    nested = [[make_image(0), make_image(1)], [], [make_image(2)]]
+    nested = [[make_image(seed=0), make_image(seed=1)], [], [make_image(seed=2)]]
     inputs = quecc(images=nested, text=text, padding=True, return_tensors="pt")
     assert questions(quecc, inputs) == ["a?", "a?", "A longer question?"]
     assert inputs["pixel_values"].shape[0] == 3
@@ -207,7 +189,7 @@ def test_a_question_about_the_placeholder_is_text(quecc):
 
 
 def test_the_question_of_a_chat(quecc):
-    first, second, third = (make_image(seed) for seed in range(3))
+    first, second, third = (make_image(seed=seed) for seed in range(3))
     chats = [
         [user(first, "What is this?"), assistant("A shoe."), user("Of which colour?")],
         [user("Hello"), assistant("Hi."), user("What", second, third, " are they?")],
@@ -235,7 +217,7 @@ def test_whatever_a_user_types_is_the_question(quecc, text):
 @pytest.mark.parametrize("chat_template", [None, TRUSTING_TEMPLATE], ids=["default template", "trusting template"])
 def test_control_tokens_are_text_in_sanitized_questions(quecc, text, chat_template):
     kwargs = {"chat_template": chat_template, "sanitize_control_tokens": True}
-    chats = [[user(make_image(), text)], [user(make_image(1), "And here?")]]
+    chats = [[user(make_image(), text)], [user(make_image(seed=1), "And here?")]]
     inputs = tokenize_chat(
         quecc, chats, processor_kwargs={"padding": True, "add_special_tokens": chat_template is not None}, **kwargs
     )

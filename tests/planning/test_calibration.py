@@ -8,11 +8,7 @@ from transformers import AutoProcessor, GenerationConfig
 
 from mqt_llava import AdaptiveBudget, MQTLlavaForConditionalGeneration
 from mqt_llava.planning.calibration import Calibration, calibrate
-from tests.builders.paths import REPOSITORY
-
-
-CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
-PICTURES = REPOSITORY / "examples" / "images"
+from tests.builders.paths import CHECKPOINT, PICTURES
 
 
 @pytest.fixture

@@ -8,11 +8,7 @@ import pytest
 from PIL import Image
 
 from mqt_llava import MQTLlavaProcessor
-from tests.builders.paths import REPOSITORY
-
-
-CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
-PICTURES = REPOSITORY / "examples" / "images"
+from tests.builders.paths import CHECKPOINT, PICTURES
 
 
 @pytest.fixture(scope="session")

@@ -21,10 +21,7 @@ from mqt_llava.training import (
     load_trained_parts,
 )
 from tests.builders.configs import VISION_CONFIG
-from tests.builders.paths import REPOSITORY
-
-
-CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
+from tests.builders.paths import CHECKPOINT
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,11 @@ import pytest
 from huggingface_hub import ModelCard
 
 from tests.builders.loopback_hub import LoopbackHub
-from tests.builders.paths import REPOSITORY
+from tests.builders.paths import CHECKPOINT, PICTURES
 from tests.builders.processes import BLOCK, run_python
 
 
-CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
-PHOTO = REPOSITORY / "examples" / "images" / "mosaic_0.png"
+PHOTO = PICTURES / "mosaic_0.png"
 
 TRAIN = """
 import sys
