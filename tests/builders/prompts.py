@@ -10,9 +10,12 @@ import torch
 IMAGE_TOKEN_ID = 99
 
 
-def pad(rows: list[list[int]], side: str = "left", masks: list[list[int]] | None = None) -> tuple[torch.Tensor, ...]:
-    """Token ids and attention mask, which is 1 on all tokens of the rows where no masks are given."""
-    length = max(map(len, rows))
+def pad(rows: list[list[int]], side: str = "left", masks: list[list[int]] | None = None, extra: int = 0):
+    """
+    Token ids and attention mask, which is 1 on all tokens of the rows where no masks are given. `extra` columns are
+    padding in every row.
+    """
+    length = max(map(len, rows)) + extra
 
     def lengthen(row: list[int]) -> list[int]:
         padding = [0] * (length - len(row))

@@ -7,7 +7,6 @@ from threading import Thread
 import pytest
 import torch
 import transformers
-from packaging import version
 from PIL import Image
 from safetensors import safe_open
 from transformers import CompileConfig, TextIteratorStreamer, TextStreamer
@@ -108,23 +107,6 @@ def test_flash_attention_is_dispatched(folder, number, part):
 # ------------------------------------------------------------------------------------------------------- generation
 
 
-@pytest.mark.parametrize("m", [None, 3])
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        {"cache_implementation": "dynamic"},
-        {"cache_implementation": "static", "disable_compile": True},
-        {"use_cache": False},
-        {"logits_to_keep": 1},
-    ],
-    ids=str,
-)
-def test_caches_give_the_same_answer(reference, kwargs, m):
-    inputs = random_inputs(*ROWS)
-    expected = reference.generate(**inputs, num_visual_tokens=m, **NEW)
-    assert torch.equal(reference.generate(**inputs, num_visual_tokens=m, **NEW, **kwargs), expected)
-
-
 def compiled_answers(folder, backend: str) -> tuple[list[torch.Tensor], int]:
     """Answers at two numbers of visual tokens with a compiled decoder step, and how often it was compiled."""
     graphs = []
@@ -162,52 +144,6 @@ def test_a_compiled_forward_generates_the_same(folder, reference):
     expected = reference.generate(**inputs, num_visual_tokens=3, **NEW)
     actual = model.generate(**inputs, num_visual_tokens=3, cache_implementation="static", **NEW)
     assert torch.equal(actual, expected)
-
-
-@pytest.mark.parametrize("m", [None, 3])
-def test_beams_and_several_answers_per_prompt(reference, m):
-    inputs = random_inputs(*ROWS)
-    length = inputs["input_ids"].shape[1]
-    kwargs = {"num_visual_tokens": m, **NEW}
-    beams = reference.generate(**inputs, num_beams=3, num_return_sequences=2, **kwargs)
-    assert torch.equal(beams[:, :length], inputs["input_ids"].repeat_interleave(2, dim=0))
-    alone = reference.generate(**random_inputs([m or 4, m or 4]), num_beams=3, num_return_sequences=2, **NEW)
-    assert torch.equal(beams[:2, length:], alone[:, -6:])
-
-    torch.manual_seed(0)
-    samples = reference.generate(**inputs, do_sample=True, num_return_sequences=4, **kwargs)
-    assert torch.equal(samples[:, :length], inputs["input_ids"].repeat_interleave(4, dim=0))
-    assert len({tuple(answer) for answer in samples[:4, length:].tolist()}) > 1
-    nearly_greedy = reference.generate(**inputs, do_sample=True, temperature=1e-4, **kwargs)
-    assert torch.equal(nearly_greedy, reference.generate(**inputs, **kwargs))
-
-
-@pytest.mark.parametrize("m", [None, 3])
-@pytest.mark.parametrize("assistant_seed", [0, 1], ids=["the same model", "another model"])
-def test_assisted_decoding_gives_the_greedy_answer(reference, m, assistant_seed):
-    assistant = random_model(seed=assistant_seed)
-    assistant.generation_config.num_visual_tokens = 7  # the assistant must not re-size what it is given
-    inputs = random_inputs([4, 4])
-    expected = reference.generate(**inputs, num_visual_tokens=m, **NEW)
-    assert torch.equal(reference.generate(**inputs, num_visual_tokens=m, assistant_model=assistant, **NEW), expected)
-
-
-@pytest.mark.parametrize("m", [None, 3])
-def test_prompt_lookup_gives_the_greedy_answer(reference, m):
-    inputs = random_inputs([4, 4])
-    expected = reference.generate(**inputs, num_visual_tokens=m, **NEW)
-    actual = reference.generate(**inputs, num_visual_tokens=m, prompt_lookup_num_tokens=2, **NEW)
-    assert torch.equal(actual, expected)
-
-
-@pytest.mark.skipif(
-    version.parse(transformers.__version__) < version.parse("5.23"), reason="older releases drop the images there"
-)
-@pytest.mark.parametrize("m", [None, 3])
-def test_prefill_in_chunks_gives_the_greedy_answer(reference, m):
-    inputs = random_inputs([4, 4])
-    expected = reference.generate(**inputs, num_visual_tokens=m, **NEW)
-    assert torch.equal(reference.generate(**inputs, num_visual_tokens=m, prefill_chunk_size=4, **NEW), expected)
 
 
 @pytest.mark.parametrize("m", [None, 4])
@@ -290,18 +226,6 @@ def test_saving_in_shards(reference, tmp_path):
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     inputs = random_inputs(*ROWS)
     assert torch.equal(real_logits(load(tmp_path), inputs), real_logits(reference, inputs))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_answers(folder, dtype):
-    model = load(folder, dtype=dtype)
-    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
-    for rows in (([1], [1, 1]), ([16], [16, 16])):
-        inputs = random_inputs(*rows)
-        assert real_logits(model, inputs).isfinite().all()
-        generated = model.generate(**inputs, **NEW)
-        assert generated.shape[1] == inputs["input_ids"].shape[1] + 6
-        assert not (generated[:, -6:] == IMAGE_TOKEN_ID).any()
 
 
 # ------------------------------------------------------------------------------------------ adapters and quantisation

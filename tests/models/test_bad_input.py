@@ -14,7 +14,6 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
-    DynamicCache,
     GenerationConfig,
     TokenizersBackend,
 )
@@ -238,6 +237,7 @@ def test_unknown_role_in_a_chat(processor):
         ((), 1, None, ["0 image tokens", "1 images"]),
         ((4,), 3, None, ["4 image tokens", "3 images cannot share equally", "visual_token_counts"]),
         ((4,), 1, [5], ["4 image tokens", "5 visual tokens for 1 images"]),
+        ((4,), 1, [3], ["4 image tokens", "3 visual tokens for 1 images"]),
         ((4, 2), 2, [4, 4], ["6 image tokens", "8 visual tokens for 2 images", "[4, 4]"]),
         ((4,), 1, [2, 2], ["`visual_token_counts` has 2 entries for 1 image"]),
         ((4,), 2, [4, 0], ["`visual_token_counts`", "[4, 0]", "1..16"]),
@@ -289,25 +289,6 @@ def test_input_ids_and_inputs_embeds(tiny_model):
             tiny_model(pixel_values=random_pixels(1), **inputs)
 
 
-def test_inputs_embeds_cannot_be_resized(tiny_model):
-    embeds = tiny_model.get_input_embeddings()(prompt_ids(4))
-    with raises(ValueError, "`num_visual_tokens` is 2", "`inputs_embeds` holds [4]", "Pass `input_ids`"):
-        tiny_model.generate(inputs_embeds=embeds, pixel_values=random_pixels(1), num_visual_tokens=2, max_new_tokens=1)
-
-
-def test_cache_at_another_number_of_visual_tokens(tiny_model):
-    cache = DynamicCache(config=tiny_model.config)
-    first = tiny_model.generate(prompt_ids(4), pixel_values=random_pixels(1), past_key_values=cache, max_new_tokens=1)
-    with raises(ValueError, "`past_key_values` holds images at [4]", "asks for [2]"):
-        tiny_model.generate(
-            input_ids=torch.cat([first, torch.tensor([[7]])], dim=1),
-            pixel_values=random_pixels(1),
-            past_key_values=cache,
-            num_visual_tokens=2,
-            max_new_tokens=1,
-        )
-
-
 def test_attention_mask_of_another_shape(tiny_model):
     with raises(ValueError, "`attention_mask` is (1, 3)", "`input_ids` (1, 8)"):
         tiny_model.generate(
@@ -338,6 +319,7 @@ BAD_CONFIGS = [
     ({"vision_feature_select_strategy": "cls"}, "`vision_feature_select_strategy` is 'cls'", "'default' and 'full'"),
     ({"vision_feature_layer": 0}, "`vision_feature_layer` is 0", "1..3 and -3..-1"),
     ({"vision_feature_layer": 4}, "`vision_feature_layer` is 4", "1..3 and -3..-1"),
+    ({"vision_feature_layer": -4}, "`vision_feature_layer` is -4", "1..3 and -3..-1"),
     ({"resampler_num_attention_heads": 5}, "hidden size is 32", "`resampler_num_attention_heads`, which is 5"),
 ]
 

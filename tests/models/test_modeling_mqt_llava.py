@@ -51,12 +51,6 @@ def test_each_image_gets_its_own_number_of_tokens(tiny_model):
         assert relative_error(tokens, all_tokens[: len(tokens)]) < 1e-6
 
 
-@pytest.mark.parametrize("counts", [[0, 4], [17, 4], [4], [True, 4], [1.5, 4], ["4", 4], torch.tensor([1.0, 2.0])])
-def test_wrong_counts_are_refused(tiny_model, counts):
-    with pytest.raises((ValueError, TypeError), match=r"integer in 1\.\.16"):
-        tiny_model.get_image_features(random_pixels(2), counts)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("num_images", [1, 5])
 def test_attention_weights_are_computed_once_per_call(tiny_model, num_images):
@@ -169,12 +163,6 @@ def test_vision_layers_above_the_used_one_are_not_there(name, layer):
     torch.testing.assert_close(resampler_inputs[1], expected[:, -16:])
 
 
-@pytest.mark.parametrize("layer", [0, 4, -4])
-def test_vision_layers_that_do_not_exist_are_refused(layer):
-    with pytest.raises(ValueError, match=r"has 3 layers: allowed are 1\.\.3 and -3\.\.-1"):
-        MQTLlavaModel(tiny_config(vision_feature_layer=layer))
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("layer", [-1, -2])
 def test_hidden_states_and_attentions_of_the_tower_are_there_when_asked_for(layer):
@@ -247,19 +235,6 @@ def test_without_counts_uneven_shares_are_refused(tiny_model, rows):
         tiny_model(**inputs)
 
 
-@pytest.mark.parametrize("counts", [[3], [5], [2, 2], [4, 4]])
-def test_placeholders_that_do_not_match_the_features_are_refused(tiny_model, counts):
-    inputs = random_inputs([4])
-    with pytest.raises(ValueError, match=r"do not match: 4 image tokens.* \d visual tokens|entries for 1 image"):
-        tiny_model(**{**inputs, "visual_token_counts": torch.tensor(counts)})
-
-
-def test_counts_that_cross_prompts_are_refused(tiny_model):
-    inputs = random_inputs([4], [4])
-    with pytest.raises(ValueError, match=r"per prompt: \[4, 4\], visual tokens per image: \[5, 3\]"):
-        tiny_model(**{**inputs, "visual_token_counts": torch.tensor([5, 3])})
-
-
 @torch.no_grad()
 def test_images_encoded_once_serve_every_m(tiny_model):
     encoded = tiny_model.get_image_features(random_pixels(2))
@@ -282,20 +257,6 @@ def test_encoded_images_without_counts(tiny_model):
     expected = tiny_model(**inputs).logits
     encoded = tiny_model.get_image_features(inputs.pop("pixel_values"), inputs.pop("visual_token_counts"))
     torch.testing.assert_close(tiny_model(**inputs, mm_encoder_outputs={"image": encoded}).logits, expected)
-
-
-def test_images_encoded_at_too_few_tokens_are_refused(tiny_model):
-    encoded = tiny_model.get_image_features(random_pixels(1), [4])
-    inputs = random_inputs([5])
-    del inputs["pixel_values"]
-    with pytest.raises(ValueError, match=r"\[5\] visual tokens are asked for, but the images were encoded into \[4\]"):
-        tiny_model(**inputs, mm_encoder_outputs={"image": encoded})
-
-
-def test_pixels_and_encoded_images_together_are_refused(tiny_model):
-    encoded = tiny_model.get_image_features(random_pixels(1))
-    with pytest.raises(ValueError, match="cannot specify both pixel_values and mm_encoder_outputs"):
-        tiny_model(**random_inputs([5]), mm_encoder_outputs={"image": encoded})
 
 
 @torch.no_grad()
@@ -326,8 +287,11 @@ def test_half_precision_is_finite_and_close(tiny_model, dtype, is_loaded, m, tmp
         model = MQTLlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype)
     else:
         model = tiny_model.to(dtype)
-    logits = model(**random_inputs([m], [m, m])).logits
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    inputs = random_inputs([m], [m, m])
+    logits = model(**inputs).logits
     assert logits.dtype == dtype and logits.isfinite().all()
+    assert not (model.generate(**inputs, max_new_tokens=6)[:, inputs["input_ids"].shape[1] :] == 99).any()
     assert relative_error(model.model.resampler(patches.to(dtype)).float(), expected) < 0.05
 
 

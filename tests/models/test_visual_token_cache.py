@@ -10,72 +10,15 @@ from transformers import DynamicCache
 from mqt_llava import AdaptiveBudget, VisualTokenCache
 from tests.builders.configs import DECODERS, decoder_config, tiny_config
 from tests.builders.models import random_model
-from tests.builders.prompts import IMAGE_TOKEN_ID, random_pixels
+from tests.builders.turns import NEW, Chat, ask, at, batch, fresh
 
 
-NEW = 4
 STOP = {"confidence": 0.0}
-
-
-class Chat:
-    """One row: pieces of text and images by their number."""
-
-    def __init__(self, *pieces):
-        self.pieces = list(pieces)
-
-    def ids(self, counts) -> list[int]:
-        ids = []
-        for piece in self.pieces:
-            ids += [IMAGE_TOKEN_ID] * counts[piece] if isinstance(piece, str) else [piece]
-        return ids
-
-    @property
-    def images(self) -> list[str]:
-        return [piece for piece in self.pieces if isinstance(piece, str)]
-
-
-PIXELS = dict(zip("abcdef", random_pixels(6)))
-
-
-def batch(chats, counts, padding=0, side="left", masked=None):
-    """Inputs at `counts[image]`, with `padding` further columns; `masked` are pad tokens in mid-row, by row."""
-    rows = [chat.ids(counts) for chat in chats]
-    masks = [[1] * len(row) for row in rows]
-    for row, mask, (place, number) in zip(rows, masks, masked or [(0, 0)] * len(rows)):
-        row[place:place], mask[place:place] = [0] * number, [0] * number
-    length = max(map(len, rows)) + padding
-    if side == "left":
-        ids = [[0] * (length - len(row)) + row for row in rows]
-        mask = [[0] * (length - len(row)) + row for row in masks]
-    else:
-        ids = [row + [0] * (length - len(row)) for row in rows]
-        mask = [row + [0] * (length - len(row)) for row in masks]
-    inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
-    if images := [image for chat in chats for image in chat.images]:
-        inputs["pixel_values"] = torch.stack([PIXELS[image] for image in images])
-        inputs["visual_token_counts"] = torch.tensor([counts[image] for image in images])
-    return inputs
-
-
-def ask(model, inputs, **kwargs):
-    output = model.generate(
-        **inputs, **{"max_new_tokens": NEW, "do_sample": False, "return_dict_in_generate": True, **kwargs}
-    )
-    return output, output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
-
-
-def fresh(model, chats, counts, **kwargs) -> list[list[int]]:
-    """Without padding, batch and cache."""
-    return [ask(model, batch([chat], counts), **{"use_cache": False, **kwargs})[1][0] for chat in chats]
 
 
 @pytest.fixture
 def model(tiny_model):
     return tiny_model
-
-
-def at(m: int) -> dict[str, int]:
-    return dict.fromkeys(PIXELS, m)
 
 
 @pytest.mark.parametrize("made", [16, 2])
