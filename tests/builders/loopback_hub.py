@@ -8,12 +8,17 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
 import yaml
+from huggingface_hub import ModelCard
+
+from tests.builders.paths import PICTURES
+from tests.builders.processes import run_python
 
 
 REPOSITORY = r"(?P<name>[\w.-]+/[\w.-]+)"
@@ -66,6 +71,16 @@ class LoopbackHub:
     def files(self, name: str) -> dict[str, bytes]:
         """The newest files of a repository."""
         return self.repositories[name][-1][1]
+
+    def card(self, name: str) -> ModelCard:
+        return ModelCard(self.files(name)["README.md"].decode())
+
+    def run_card(self, name: str, folder: Path, before: str = "") -> str:
+        """What the lines in a card print behind those before, in another process that has a photo."""
+        shutil.copy(PICTURES / "mosaic_0.png", folder / "photo.jpg")
+        (lines,) = re.findall(r"```python\n(.*?)```", self.card(name).text, re.DOTALL)
+        code = f"{before}\nprint('RESULT')\n{lines}"
+        return run_python(code, environment=self.environment(folder / "home"), folder=folder).strip()
 
 
 class HubHandler(BaseHTTPRequestHandler):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from os import environ
@@ -13,13 +12,12 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import pipeline
 
 from tests.builders.loopback_hub import LoopbackHub
-from tests.builders.paths import CHECKPOINT, FIXTURES, GOLDEN_NAMES, PICTURES, QUECC_GOLDEN_NAME, REPOSITORY
+from tests.builders.paths import CHECKPOINT, FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME, REPOSITORY
 from tests.builders.processes import BLOCK, load_elsewhere, run_python
 from tests.builders.scripts import load_script
 from tests.integration.test_hub import ASK, CLASS_NAMES, MODEL_FILES, check_loaded, make_chat
 
 
-PHOTO = PICTURES / "mosaic_0.png"
 GENERATION = "generation_config.json"
 
 
@@ -51,17 +49,6 @@ def commit_original(hub: LoopbackHub, name: str) -> None:
     hub.commit_folder("someone/clip", folder / "openai-clip-tiny")
 
 
-def card_of(hub: LoopbackHub, name: str) -> ModelCard:
-    return ModelCard(hub.files(name)["README.md"].decode())
-
-
-def run_card(hub: LoopbackHub, name: str, environment: dict, folder: Path, before: str = BLOCK) -> str:
-    """What the lines in a card print, in a process that has a photo, and by default not the package."""
-    shutil.copy(PHOTO, folder / "photo.jpg")
-    (lines,) = re.findall(r"```python\n(.*?)```", card_of(hub, name).text, re.DOTALL)
-    return run_python(f"{before}\nprint('RESULT')\n{lines}", environment=environment, folder=folder).strip()
-
-
 @pytest.mark.parametrize("kind", ["mqt", "quecc"])
 def test_from_a_conversion_to_a_pipeline_without_the_package(hub, environment, tmp_path, kind):
     script = REPOSITORY / "conversion" / f"convert_{ {'mqt': 'mqt_llava', 'quecc': 'quecc'}[kind] }_weights_to_hf.py"
@@ -72,7 +59,7 @@ def test_from_a_conversion_to_a_pipeline_without_the_package(hub, environment, t
         "--push-to-hub", "you/converted", environment=environment,
     )  # fmt: skip
     assert hub.files("you/converted") == {path.name: path.read_bytes() for path in output.iterdir()}
-    card = card_of(hub, "you/converted")
+    card = hub.card("you/converted")
     assert (card.data.license, card.data.datasets) == ("llama2", ["someone/data"])
     assert card.data.base_model == ["someone/original", "someone/clip"]
 
@@ -86,7 +73,7 @@ def test_from_a_conversion_to_a_pipeline_without_the_package(hub, environment, t
         expected = pipeline("image-text-to-text", model=output)(text=make_chat(0), **ASK)
         assert result["answer"] == expected[0]["generated_text"]
         assert [name.replace("QueCC", "MQT") for name in result["classes"]] == CLASS_NAMES
-    assert run_card(hub, "you/converted", environment, tmp_path)
+    assert hub.run_card("you/converted", tmp_path, BLOCK)
     assert "GET /you/converted/resolve/" in " ".join(hub.requests)
 
 
@@ -117,14 +104,14 @@ def test_a_model_is_pushed_with_a_card(request, hub, environment, tmp_path, kind
     folder = request.getfixturevalue("converted_quecc") if kind == "quecc" else CHECKPOINT
     run_python(PUSH + PUSH_IN_EVERY_ORDER, str(folder), "", environment=environment, folder=tmp_path)
     for name in ("you/processor-first", "you/model-first", "you/saved"):
-        card = card_of(hub, name)
+        card = hub.card(name)
         assert card.data.tags == [f"{kind}-llava", *["mine"] * (name != "you/saved")]
         assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "image-text-to-text")
         assert {"mqt": "any number from 1 to\n16 per image", "quecc": "here 36 per image"}[kind] in card.text
         assert "More Information Needed" not in card.text and str(folder) not in card.content
     if kind == "mqt":
         assert "1.7 million parameters" in card.text
-        assert run_card(hub, "you/model-first", environment, tmp_path), "the embedded checkpoint answers in words"
+        assert hub.run_card("you/model-first", tmp_path, BLOCK), "the embedded checkpoint answers in words"
 
 
 WRITTEN = b"---\nlicense: mit\n---\n\n# Mine\n\nI wrote this.\n"
@@ -144,7 +131,7 @@ model.save_pretrained("saved", push_to_hub=True, repo_id="you/saved")
     run_python(PUSH + push, str(CHECKPOINT), "", environment=environment, folder=tmp_path)
     for name in names:
         assert "model.safetensors" in hub.files(name)
-        card = card_of(hub, name)
+        card = hub.card(name)
         assert card.text.strip() == "# Mine\n\nI wrote this." and card.data.license == "mit"
     assert (folder / "README.md").read_text() == "Here, too.\n"
 
@@ -153,7 +140,7 @@ def test_a_template_that_somebody_filled_in_stays(hub, environment, tmp_path):
     card = ModelCard.from_template(ModelCardData(), developers="Me")
     hub.commit("you/mine", {"README.md": card.content.encode()})
     run_python(PUSH + "model.push_to_hub(name)", str(CHECKPOINT), "you/mine", environment=environment, folder=tmp_path)
-    assert "**Developed by:** Me" in card_of(hub, "you/mine").text
+    assert "**Developed by:** Me" in hub.card("you/mine").text
 
 
 def test_base_models_are_those_of_the_hub(hub, environment, tmp_path):
@@ -167,10 +154,10 @@ model.config.text_config._name_or_path = "/on/my/disk"
 model.push_to_hub("you/half")
 """
     run_python(PUSH + push, "someone/tiny", "", environment=environment, folder=tmp_path)
-    assert card_of(hub, "you/tuned").data.base_model == ["someone/tiny"]
-    assert card_of(hub, "you/joined").data.base_model == ["a/tower", "b/decoder"]
-    assert card_of(hub, "you/half").data.base_model == ["a/tower"]
-    assert "disk" not in card_of(hub, "you/half").content
+    assert hub.card("you/tuned").data.base_model == ["someone/tiny"]
+    assert hub.card("you/joined").data.base_model == ["a/tower", "b/decoder"]
+    assert hub.card("you/half").data.base_model == ["a/tower"]
+    assert "disk" not in hub.card("you/half").content
 
 
 def upload_tiny(hub: LoopbackHub, environment: dict, tmp_path: Path) -> Path:
@@ -196,7 +183,7 @@ def test_the_embedded_checkpoint_goes_to_the_hub(hub, environment, tmp_path):
     result = load_elsewhere(sys.executable, "me/tiny", tmp_path / "resaved", asked, environment=environment)
     assert set(result["modules"]) == {"transformers_modules"}
     check_loaded(result, CHECKPOINT)
-    lines = run_card(hub, "me/tiny", environment, tmp_path).splitlines()
+    lines = hub.run_card("me/tiny", tmp_path, BLOCK).splitlines()
     assert [line.split()[0] for line in lines] == ["1", "4", "16"] and len(set(lines[-1].split())) > 2
 
 
