@@ -7,7 +7,7 @@ VLLM = .venv-vllm
 WEB = .venv-demo
 ID ?= you/mqt-llava-tiny
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
-FUZZ = PYTHONPATH=tests $(RUN) -m fuzz
+FUZZ = $(RUN) -m tests.fuzz
 # Of `make fuzz`: how many calls, the most minutes, and what else tests/fuzz/__main__.py takes, such as `--seed 7`.
 CALLS ?= 20000
 MINUTES ?= 60
@@ -43,7 +43,7 @@ test-gpu: $(VENV)/.installed  ## Run the tests that need a GPU; they skip where 
 	$(RUN) -m pytest -m gpu
 
 test-torchao: $(VENV)/torchao  ## Run the tests of weights in 8 and 4 bits with torchao too
-	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/torchao $(VENV)/bin/python -m pytest tests/test_quantization.py
+	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/torchao $(VENV)/bin/python -m pytest tests/examples/test_quantized.py
 
 test-lmms-eval: $(LMMS_EVAL)/.installed  ## Run the tests that need lmms-eval (minutes), in an environment of their own
 	OMP_NUM_THREADS=1 $(LMMS_EVAL)/bin/python -m pytest -m lmms_eval tests/evaluation
@@ -52,10 +52,10 @@ test-vllm: $(VLLM)/.installed  ## Test serving with vLLM on a CPU (minutes)
 	$(VLLM)/bin/python -m pytest -m vllm tests/serving
 
 test-browser: $(WEB)/.installed  ## Test the web demo in Chromium, which must be there (a minute)
-	OMP_NUM_THREADS=1 $(WEB)/bin/python -m pytest -m browser tests/test_demo_browser.py
+	OMP_NUM_THREADS=1 $(WEB)/bin/python -m pytest -m browser tests/examples/test_demo_browser.py
 
 test-transformers: $(VENV)/suites  ## Run transformers' own suites over LLaVA and our models (minutes); SUITES=FOLDER holds them
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/$(VENV)/suites $(VENV)/bin/python tests/transformers_suites/run_suites.py $(SUITES)
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/$(VENV)/suites $(VENV)/bin/python -m tests.transformers_suites.run_suites $(SUITES)
 
 lint: $(VENV)/.installed  ## Check style
 	$(VENV)/bin/ruff check .

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from helpers import FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME, tiny_config
 
 from mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaProcessor
+from tests.builders.models import random_model
+from tests.builders.paths import FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME
 
 
 torch.set_num_threads(1)
@@ -51,12 +52,5 @@ def golden_model(converted):
 
 @pytest.fixture
 def tiny_model() -> MQTLlavaForConditionalGeneration:
-    """A model with random weights, new for each test. Its weights are large enough for images to change the answer."""
-    torch.manual_seed(0)
-    model = MQTLlavaForConditionalGeneration(tiny_config()).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(std=0.3)
-    model.generation_config.eos_token_id = None  # so that every answer has the length that was asked for
-    return model
+    """New for each test."""
+    return random_model()

@@ -5,7 +5,10 @@ import subprocess
 import sys
 
 import pytest
-from helpers import REPOSITORY
+
+from tests.builders.paths import REPOSITORY
+from tests.transformers_suites.comparison import differences, table
+from tests.transformers_suites.run_suites import PICTURE, main
 
 
 SUITES = REPOSITORY / "tests" / "transformers_suites"
@@ -54,11 +57,6 @@ class Broken(ModelTesterMixin, unittest.TestCase):
 """
 
 
-@pytest.fixture
-def suites(monkeypatch):
-    monkeypatch.syspath_prepend(SUITES)
-
-
 def outcome(model, name, outcome, suite="model"):
     return {"model": model, "suite": suite, "name": name, "outcome": outcome}
 
@@ -66,7 +64,7 @@ def outcome(model, name, outcome, suite="model"):
 def test_outcomes_are_those_of_the_suites_tests(tmp_path):
     (tmp_path / "suite_toy.py").write_text(TOY_SUITE)
     (tmp_path / "pytest.ini").write_text((SUITES / "pytest.ini").read_text())
-    environment = {"PYTHONPATH": str(SUITES), "OUTCOMES": str(tmp_path / "outcomes.jsonl")}
+    environment = {"PYTHONPATH": str(REPOSITORY), "OUTCOMES": str(tmp_path / "outcomes.jsonl")}
     command = [sys.executable, "-m", "pytest", "-q", str(tmp_path / "suite_toy.py")]
     subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
 
@@ -85,9 +83,7 @@ def test_outcomes_are_those_of_the_suites_tests(tmp_path):
     assert found["Broken", "test_passes"] == ("model", "failed")
 
 
-def test_only_what_passes_for_llava_counts_as_a_difference(suites):
-    from comparison import differences
-
+def test_only_what_passes_for_llava_counts_as_a_difference():
     rows = [
         outcome("LLaVA", "test_a", "passed"),
         outcome("LLaVA", "test_b", "failed"),
@@ -101,9 +97,7 @@ def test_only_what_passes_for_llava_counts_as_a_difference(suites):
     assert differences(rows, "skipped") == ["MQT: test_c"]
 
 
-def test_the_table_counts_by_model_and_suite(suites):
-    from comparison import table
-
+def test_the_table_counts_by_model_and_suite():
     rows = [
         outcome("LLaVA", "test_a", "passed"),
         outcome("LLaVA", "test_b", "passed"),
@@ -115,17 +109,13 @@ def test_the_table_counts_by_model_and_suite(suites):
     assert lines[1] == ["generation", *"000000"]
 
 
-def test_without_the_suites_it_says_why_nothing_runs(suites, capsys):
-    from run_suites import main
-
+def test_without_the_suites_it_says_why_nothing_runs(capsys):
     assert main([]) == 0
     assert "SUITES=FOLDER" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("version, said", [(None, "it lacks"), ("4.0.0", "transformers 4.0.0, but must be")])
-def test_no_other_folder_is_taken_for_the_suites(suites, tmp_path, capsys, version, said):
-    from run_suites import PICTURE, main
-
+def test_no_other_folder_is_taken_for_the_suites(tmp_path, capsys, version, said):
     if version is not None:
         names = ("src/transformers/__init__.py", "tests/test_modeling_common.py", "tests/models/llava", "utils/x")
         for name in (*names, "tests/generation/test_utils.py", PICTURE):

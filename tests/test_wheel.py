@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from elsewhere import run_python
-from helpers import REPOSITORY
 
 from mqt_llava import EMBEDDED_CHECKPOINT
+from tests.builders.paths import REPOSITORY
+from tests.builders.processes import run_python
 
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)

@@ -3,9 +3,10 @@
 import importlib
 
 import pytest
-from helpers import FIXTURES, GOLDEN_NAMES
-from original_checkpoints import KINDS, MQT, QUECC, Original, content
 from safetensors.torch import load_file
+
+from tests.builders.original_checkpoints import KINDS, MQT, QUECC, Original, content
+from tests.builders.paths import FIXTURES, GOLDEN_NAMES
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from original_checkpoints import KINDS, MQT, QUECC, VISION, assert_same_tensors
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from mqt_llava.conversion.checkpoint_reader import CheckpointReader
+from tests.builders.original_checkpoints import KINDS, MQT, QUECC, VISION, assert_same_tensors
 
 
 EMBEDDINGS = ("model.language_model.embed_tokens.weight", "lm_head.weight")

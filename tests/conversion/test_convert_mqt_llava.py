@@ -2,11 +2,11 @@ import json
 
 import pytest
 import torch
-from original_checkpoints import RESAMPLER
 from PIL import Image
 from safetensors.torch import load_file
 
 from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration, MQTLlavaProcessor
+from tests.builders.original_checkpoints import RESAMPLER
 
 
 @pytest.mark.parametrize("case", ["q0.m1", "q1.m16", "q2.m256"])

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import FIXTURES
-from original_checkpoints import PROJECTOR, QUECC, VISION, assert_same_tensors
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -15,6 +13,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 import mqt_llava
 from mqt_llava import QueCCLlavaConfig, QueCCLlavaForConditionalGeneration, QueCCLlavaProcessor
 from mqt_llava.conversion.checkpoint_reader import CheckpointReader
+from tests.builders.original_checkpoints import PROJECTOR, QUECC, VISION, assert_same_tensors
+from tests.builders.paths import FIXTURES
 
 
 COMPRESSION = "mm_vision_token_compression_"

@@ -11,10 +11,10 @@ import time
 
 import pytest
 import torch
-from helpers import REPOSITORY
-from original_checkpoints import KINDS, MQT, PROJECTOR, QUECC, RESAMPLER, VISION, Original
 
 from mqt_llava.conversion import hub_folders, shard_writer, tensor_recipes
+from tests.builders.original_checkpoints import KINDS, MQT, PROJECTOR, QUECC, RESAMPLER, VISION, Original
+from tests.builders.paths import REPOSITORY
 
 
 both = pytest.mark.parametrize("kind", KINDS)

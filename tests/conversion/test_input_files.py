@@ -1,8 +1,8 @@
 import pytest
-from original_checkpoints import POINTER
 
 from mqt_llava.conversion.conversion_error import ConversionError
 from mqt_llava.conversion.input_files import read_json, refuse_lfs_pointer
+from tests.builders.original_checkpoints import POINTER
 
 
 def test_reads_an_object(tmp_path):

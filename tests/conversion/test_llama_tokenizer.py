@@ -6,12 +6,12 @@ import sys
 
 import pytest
 import torch
-from helpers import FIXTURES, GOLDEN_NAMES
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from mqt_llava.conversion.conversion_error import ConversionError
 from mqt_llava.conversion.llama_tokenizer import convert_llama_tokenizer
+from tests.builders.paths import FIXTURES, GOLDEN_NAMES
 
 
 IMAGE = 1000

@@ -16,15 +16,15 @@ from statistics import mean
 
 import pytest
 import torch
-from helpers import REPOSITORY
+
+from tests.builders.paths import CHECKPOINT, REPOSITORY
+from tests.builders.scripts import load_script
 
 
 pytest.importorskip("lmms_eval", reason="needs lmms-eval: make test-lmms-eval")
 pytestmark = pytest.mark.lmms_eval
 
 from datasets import load_dataset  # noqa: E402
-from evaluate import accuracies, score  # noqa: E402
-from mosaics import Mosaic  # noqa: E402
 from transformers import AutoProcessor  # noqa: E402
 
 from mqt_llava import MQTLlavaForConditionalGeneration  # noqa: E402
@@ -33,7 +33,9 @@ from mqt_llava.evaluation.answers import read_answers  # noqa: E402
 from mqt_llava.evaluation.sweep import main  # noqa: E402
 
 
-TINY = str(REPOSITORY / "model_cards" / "mqt-llava-tiny")
+evaluate = load_script("examples/fashion_mosaics/evaluate.py")
+Mosaic = load_script("examples/fashion_mosaics/mosaics.py").Mosaic
+TINY = str(CHECKPOINT)
 BUDGETS = (1, 2, 4, 8, 16)
 ENVIRONMENT = {
     **os.environ,
@@ -85,7 +87,7 @@ def test_scores_equal_the_projects_own_of_the_same_answers(swept, questions, m):
     scores = {"accuracy": []}
     for answer in answers:
         question = questions[answer.doc_id]
-        value = score(question["kind"], answer.text, question["answer"])
+        value = evaluate.score(question["kind"], answer.text, question["answer"])
         scores["accuracy"].append(value)
         scores.setdefault(question["kind"], []).append(value)
     own = {name: mean(values) for name, values in scores.items()}
@@ -99,7 +101,7 @@ def test_answers_equal_those_of_the_projects_own_evaluation(swept, questions):
         rows = [row for row in questions if row["kind"] == kind]
         mosaics = [Mosaic(row["image"].convert("RGB"), []) for row in rows]
         asked = [(index, (row["question"], row["answer"])) for index, row in enumerate(rows)]
-        scores = accuracies(model, processor, mosaics, kind, asked, list(BUDGETS))
+        scores = evaluate.accuracies(model, processor, mosaics, kind, asked, list(BUDGETS))
         for m in BUDGETS:  # batches differ, and with them the last digits of logits
             assert mean(scores[m]) == pytest.approx(metrics_in(swept, m)[kind], abs=0.02), (kind, m)
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from helpers import REPOSITORY
 from PIL import Image
+
+from tests.builders.paths import CHECKPOINT, PICTURES
 
 
 pytest.importorskip("lmms_eval", reason="needs lmms-eval: make test-lmms-eval")
@@ -15,8 +16,8 @@ from lmms_eval.models import get_model, get_model_manifest  # noqa: E402
 from mqt_llava.evaluation.lmms_eval_model import MQTLlava, cut_at  # noqa: E402
 
 
-TINY = str(REPOSITORY / "model_cards" / "mqt-llava-tiny")
-IMAGES = [str(REPOSITORY / "examples" / "images" / f"mosaic_{number}.png") for number in range(4)]
+TINY = str(CHECKPOINT)
+IMAGES = [str(PICTURES / f"mosaic_{number}.png") for number in range(4)]
 
 
 @pytest.fixture(scope="module")

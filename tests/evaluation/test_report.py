@@ -5,7 +5,6 @@ import json
 from dataclasses import fields
 
 import pytest
-from helpers import REPOSITORY
 from PIL import Image
 
 from mqt_llava.evaluation import PAPER
@@ -13,6 +12,7 @@ from mqt_llava.evaluation.benchmarks import average, read_published
 from mqt_llava.evaluation.figure import draw
 from mqt_llava.evaluation.pairs import Pair
 from mqt_llava.evaluation.report import Row, read_table, tabulate, to_markdown, write_table
+from tests.builders.paths import REPOSITORY
 
 
 def pair(task: str, m, metrics: dict, visual_tokens: float = 4.0) -> Pair:

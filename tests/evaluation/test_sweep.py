@@ -4,15 +4,15 @@ import sys
 from dataclasses import replace
 
 import pytest
-from helpers import REPOSITORY
 
 from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
 from mqt_llava.evaluation.pairs import FinishedPairs, Pair, weights_of
 from mqt_llava.evaluation.settings import check_batch_size, check_budget, read_budget, sampling
 from mqt_llava.evaluation.sweep import check_tasks, main, parse_arguments, read_settings, read_tasks, sweep
+from tests.builders.paths import CHECKPOINT
 
 
-TINY = str(REPOSITORY / "model_cards" / "mqt-llava-tiny")
+TINY = str(CHECKPOINT)
 SETTINGS = {"pretrained": "here", "limit": None}
 
 

@@ -13,7 +13,7 @@ from .surfaces import SURFACES
 
 def main(argv: list[str] | None = None) -> int:
     """0 where every call came to what the contract says, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--seed", type=int, help="default: a random one, which is printed")
     parser.add_argument("--calls", type=int, default=20_000, help="default: %(default)s")
     parser.add_argument("--minutes", type=float, help="stop after this time at the latest")

@@ -9,7 +9,8 @@ from random import Random
 from typing import NamedTuple
 
 import torch
-from tiny_models import IMAGE_TOKEN_ID
+
+from tests.builders.prompts import IMAGE_TOKEN_ID
 
 
 PADDINGS = ("left", "right", "both", "anywhere")

@@ -8,8 +8,10 @@ from functools import cache
 from random import Random
 
 import torch
-from helpers import TEXT_CONFIG, tiny_config
-from tiny_models import decoder_config, pad, random_model, random_pixels, random_quecc_model
+
+from tests.builders.configs import TEXT_CONFIG, decoder_config, tiny_config
+from tests.builders.models import random_model, random_quecc_model
+from tests.builders.prompts import pad, random_pixels
 
 from .oracle import Oracle
 from .rows import Image

@@ -10,8 +10,9 @@ from pathlib import Path
 from random import Random
 
 import torch
-from helpers import FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME
 from safetensors.torch import load_file
+
+from tests.builders.paths import FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME
 
 from .damage import DAMAGED, SAVED_OTHERWISE, Checkpoint, num_vision_layers
 from .oracle_weights import converted_tensors

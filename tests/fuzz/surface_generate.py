@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from random import Random
 
 import torch
-from tiny_models import IMAGE_TOKEN_ID
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from tests.builders.prompts import IMAGE_TOKEN_ID
 
 from .numbers import in_any_form, in_saved_form, random_counts, wrong_numbers
 from .oracle import split_counts

@@ -5,11 +5,11 @@ from functools import cache
 from random import Random
 
 import torch
-from helpers import TEXT_CONFIG, VISION_CONFIG
-from tiny_models import random_model, random_quecc_model
 from transformers import pipeline
 
 from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
+from tests.builders.configs import TEXT_CONFIG, VISION_CONFIG
+from tests.builders.models import random_model, random_quecc_model
 
 from .numbers import random_counts
 from .oracle import Oracle, split_counts

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from helpers import REPOSITORY
 
 from mqt_llava import MQTLlavaProcessor, QueCCLlavaProcessor
+from tests.builders.paths import CHECKPOINT
 
 from .numbers import in_any_form as numbers_in_any_form
 from .numbers import random_counts, wrong_numbers
@@ -27,7 +27,7 @@ QUECC_NUMBER = 4
 
 @cache
 def processor(default: int | None = None, is_quecc: bool = False):
-    made = MQTLlavaProcessor.from_pretrained(REPOSITORY / "model_cards" / "mqt-llava-tiny", num_visual_tokens=default)
+    made = MQTLlavaProcessor.from_pretrained(CHECKPOINT, num_visual_tokens=default)
     if is_quecc:
         return QueCCLlavaProcessor(made.image_processor, copy.deepcopy(made.tokenizer), QUECC_NUMBER)
     return made

@@ -4,15 +4,11 @@ import json
 
 import pytest
 import torch
-from helpers import REPOSITORY
 from transformers import AutoProcessor, GenerationConfig
 
 from mqt_llava import AdaptiveBudget, MQTLlavaForConditionalGeneration
 from mqt_llava.planning.calibration import Calibration, calibrate
-
-
-CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
-PICTURES = REPOSITORY / "examples" / "images"
+from tests.builders.paths import CHECKPOINT, PICTURES
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import tiny_config
-from random_configs import IMAGE_TOKEN_ID, random_llava_config, random_mqt_config, random_quecc_config
-from tiny_models import random_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig
 
 from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
 from mqt_llava.planning import request_cost
+from tests.builders.configs import tiny_config
+from tests.builders.models import random_model
+from tests.builders.random_configs import IMAGE_TOKEN_ID, random_llava_config, random_mqt_config, random_quecc_config
 
 
 COMPRESSORS = {"mqt_llava": "resampler", "quecc_llava": "resampler", "llava": "multi_modal_projector"}

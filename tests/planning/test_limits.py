@@ -5,12 +5,12 @@ import re
 
 import pytest
 import torch
-from helpers import tiny_config
-from random_configs import random_mqt_config
 from transformers import LlavaConfig
 
 from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
 from mqt_llava.planning import Curve, Profile, largest_num_visual_tokens, request_cost
+from tests.builders.configs import tiny_config
+from tests.builders.random_configs import random_mqt_config
 
 
 def made_up_profile(config, dtype=torch.float32, flops_per_second=1e9) -> Profile:
@@ -56,7 +56,7 @@ def test_the_tightest_limit_holds():
         assert largest_num_visual_tokens(config, **tighter, profile=profile, **request) == m
 
 
-def test_a_larger_limit_is_never_a_smaller_budget():
+def test_a_larger_limit_is_never_a_smaller_number():
     config = MQTLlavaConfig()
     budgets = [
         largest_num_visual_tokens(config, flops=tera * 1e12, text_tokens=60) for tera in (1.2, 1.5, 2, 3, 4, 100)

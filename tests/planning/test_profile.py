@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import tiny_config
-from random_configs import random_llava_config, random_mqt_config, random_quecc_config
-from tiny_models import random_model
 
 from mqt_llava.planning import Curve, Profile, largest_num_visual_tokens, measure_profile, profile, request_cost
+from tests.builders.configs import tiny_config
+from tests.builders.models import random_model
+from tests.builders.random_configs import random_llava_config, random_mqt_config, random_quecc_config
 
 
 def test_a_profile_predicts_and_limits(tmp_path):

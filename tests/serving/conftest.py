@@ -25,9 +25,8 @@ def start_process(**kwargs) -> ProcessPoolExecutor:
 @pytest.fixture(scope="session")
 def legacy_false(tmp_path_factory):
     """The original checkpoint whose tokenizer has `legacy: false`, converted."""
-    from serving_cases import LEGACY_FALSE, widen_heads
-
     from mqt_llava.conversion.convert_mqt_llava import main
+    from tests.serving.serving_cases import LEGACY_FALSE, widen_heads
 
     folder = tmp_path_factory.mktemp("converted") / "legacy_false"
     main(["--input", str(LEGACY_FALSE), "--output", str(folder)])
@@ -38,7 +37,7 @@ def legacy_false(tmp_path_factory):
 @pytest.fixture(scope="session")
 def expected(legacy_false):
     """The answers of transformers, by checkpoint."""
-    from serving_cases import TINY, TINY_CASES, ask_transformers, golden_cases
+    from tests.serving.serving_cases import TINY, TINY_CASES, ask_transformers, golden_cases
 
     with start_process() as process:
         return {
@@ -50,7 +49,7 @@ def expected(legacy_false):
 @pytest.fixture(scope="session")
 def engine():
     """Starts vLLM with a checkpoint, and gives what asks it."""
-    from serving_cases import ask_engine, start_engine
+    from tests.serving.serving_cases import ask_engine, start_engine
 
     processes = []
 

@@ -11,9 +11,10 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from helpers import FIXTURES, REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file, save_file
+
+from tests.builders.paths import FIXTURES, REPOSITORY
 
 
 TINY = REPOSITORY / "model_cards" / "mqt-llava-tiny"  # M is 16

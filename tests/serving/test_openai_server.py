@@ -13,7 +13,8 @@ import urllib.request
 from itertools import islice
 
 import pytest
-from serving_cases import CHATS, ENVIRONMENT, MOSAICS, NEW_TOKENS, TINY, Case, golden_cases
+
+from tests.serving.serving_cases import CHATS, ENVIRONMENT, MOSAICS, NEW_TOKENS, TINY, Case, golden_cases
 
 
 pytestmark = pytest.mark.vllm

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import REPOSITORY
-from serving_cases import ENVIRONMENT
+
+from tests.builders.paths import REPOSITORY
+from tests.serving.serving_cases import ENVIRONMENT
 
 
 pytestmark = pytest.mark.vllm

@@ -13,17 +13,16 @@ import urllib.request
 
 import pytest
 import torch
-from helpers import REPOSITORY
 from PIL import Image
 from transformers import AutoProcessor
 from transformers.utils.import_utils import is_serve_available
 
 from mqt_llava import MQTLlavaForConditionalGeneration
+from tests.builders.paths import CHECKPOINT, PICTURES, REPOSITORY
 
 
 pytestmark = pytest.mark.skipif(not is_serve_available(), reason='needs pip install "transformers[serving]"')
-TINY = REPOSITORY / "model_cards" / "mqt-llava-tiny"
-MOSAIC = REPOSITORY / "examples" / "images" / "mosaic_0.png"
+MOSAIC = PICTURES / "mosaic_0.png"
 PAGE = (REPOSITORY / "docs" / "serving.md").read_text()
 QUESTION = "List the items in the second row."
 SERVE_ALONE = """
@@ -38,18 +37,18 @@ main()
 def saved(tmp_path_factory):
     """The embedded checkpoint with its code, and a generation config that asks for one visual token."""
     folder = tmp_path_factory.mktemp("saved") / "checkpoint"
-    model = MQTLlavaForConditionalGeneration.from_pretrained(TINY)
+    model = MQTLlavaForConditionalGeneration.from_pretrained(CHECKPOINT)
     model.generation_config.num_visual_tokens = 1
     model.save_pretrained(folder)
-    AutoProcessor.from_pretrained(TINY).save_pretrained(folder)
+    AutoProcessor.from_pretrained(CHECKPOINT).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def expected():
     """What `generate` answers, by number of visual tokens."""
-    model = MQTLlavaForConditionalGeneration.from_pretrained(TINY)
-    processor = AutoProcessor.from_pretrained(TINY)
+    model = MQTLlavaForConditionalGeneration.from_pretrained(CHECKPOINT)
+    processor = AutoProcessor.from_pretrained(CHECKPOINT)
     content = [{"type": "image", "image": Image.open(MOSAIC)}, {"type": "text", "text": QUESTION}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
@@ -115,7 +114,7 @@ def ask(url: str, folder, **fields) -> str:
 def by_package(start):
     """The command of the page."""
     (script,) = re.findall(r'^    python -c "(import mqt_llava; .*?)" serve ', PAGE, re.MULTILINE)
-    return start(script, TINY)
+    return start(script, CHECKPOINT)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -7,7 +7,18 @@ from collections import Counter
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
-from serving_cases import BUDGETS, GOLDEN_KEYS, LEGACY_FALSE, MOSAICS, TINY, TINY_CASES, Case, chat, golden_cases
+
+from tests.serving.serving_cases import (
+    BUDGETS,
+    GOLDEN_KEYS,
+    LEGACY_FALSE,
+    MOSAICS,
+    TINY,
+    TINY_CASES,
+    Case,
+    chat,
+    golden_cases,
+)
 
 
 pytestmark = pytest.mark.vllm

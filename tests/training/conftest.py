@@ -5,14 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import REPOSITORY
 from PIL import Image
 
 from mqt_llava import MQTLlavaProcessor
-
-
-CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
-PICTURES = REPOSITORY / "examples" / "images"
+from tests.builders.paths import CHECKPOINT, PICTURES
 
 
 @pytest.fixture(scope="session")

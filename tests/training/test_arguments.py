@@ -1,12 +1,10 @@
 """Arguments of the recipes, and the model, processor and conversations that they name."""
 
-import importlib.util
 import json
 from dataclasses import dataclass, field
 
 import pytest
 import torch
-from helpers import REPOSITORY, TEXT_CONFIG, VISION_CONFIG
 from PIL import Image
 from transformers import (
     AutoTokenizer,
@@ -23,6 +21,9 @@ from mqt_llava.training import BudgetCollator, FixedBudget, MQTLlavaTrainingArgu
 from mqt_llava.training.arguments import DataArguments, ModelArguments, parse_arguments
 from mqt_llava.training.assemble import build_processor, load_conversations, load_model_and_processor
 from mqt_llava.training.checkpoints import save_trained_parts
+from tests.builders.configs import TEXT_CONFIG, VISION_CONFIG
+from tests.builders.paths import REPOSITORY
+from tests.builders.scripts import load_script
 
 
 CHECKPOINT = str(REPOSITORY / "model_cards" / "mqt-llava-tiny")
@@ -43,10 +44,7 @@ def write(folder, text: str) -> str:
 
 
 def load_recipe(name: str):
-    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(f"examples/train/{name}.py")
 
 
 # Files and flags

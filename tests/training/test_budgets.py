@@ -11,9 +11,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from helpers import REPOSITORY
 
 from mqt_llava.training import FixedBudget, LogBudget, UniformBudget, WeightedBudget, parse_budget
+from tests.builders.paths import REPOSITORY
 
 
 PAPER = UniformBudget(2, 256, step=2)

@@ -5,14 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conversations import answers_of, chat
-from helpers import FIXTURES, GOLDEN_NAMES, REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaProcessor
 from mqt_llava.training import PLAIN_TEMPLATE, BudgetCollator, ConversationDataset, FixedBudget, UniformBudget
+from tests.builders.conversations import answers_of, chat
+from tests.builders.paths import CHECKPOINT, FIXTURES, GOLDEN_NAMES
 
 
 def expected_inputs(processor, rows: list[dict], m: int) -> dict:
@@ -47,7 +47,7 @@ def any_processor(request):
 
 @pytest.fixture(scope="module")
 def embedded_model():
-    folder = REPOSITORY / "model_cards" / "mqt-llava-tiny"
+    folder = CHECKPOINT
     return MQTLlavaForConditionalGeneration.from_pretrained(folder).eval()
 
 

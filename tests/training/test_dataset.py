@@ -6,14 +6,11 @@ import re
 
 import numpy as np
 import pytest
-from helpers import REPOSITORY
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from mqt_llava.training import ConversationDataset, TooManyBadRecords
-
-
-PICTURES = sorted((REPOSITORY / "examples" / "images").glob("*.png"))
+from tests.builders.paths import PICTURES
 
 
 def make_rows(*images, **kwargs) -> list[dict]:
@@ -25,7 +22,7 @@ def make_rows(*images, **kwargs) -> list[dict]:
 def write_images(folder) -> dict[str, str]:
     """Names of files by what is wrong with them."""
     (folder / "noise.png").write_bytes(np.random.default_rng(0).bytes(5000))
-    Image.open(PICTURES[0]).save(folder / "whole.jpg")
+    Image.open(PICTURES / "mosaic_0.png").save(folder / "whole.jpg")
     whole = (folder / "whole.jpg").read_bytes()
     (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.png").write_bytes(b"")
@@ -59,7 +56,7 @@ def test_a_dataset_can_be_iterated_over(llava_json, llava_rows):
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1", "I;16", "YCbCr"])
 def test_every_image_comes_out_in_rgb(mode, tmp_path):
-    picture = Image.open(PICTURES[0]).convert("RGB")
+    picture = Image.open(PICTURES / "mosaic_0.png").convert("RGB")
     picture.putpixel((0, 0), (0, 0, 0))
     if mode == "I;16":
         picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16))
@@ -263,7 +260,7 @@ def make_dataset(llava_rows):
             if turn["value"].startswith("<image>"):
                 blocks.insert(0, {"type": "image", "text": None})
             messages.append({"role": roles[turn["from"]], "content": blocks})
-        images = [{"bytes": PICTURES[0].with_name(row["image"]).read_bytes()}] if "image" in row else []
+        images = [{"bytes": (PICTURES / row["image"]).read_bytes()}] if "image" in row else []
         rows.append({"id": row["id"], "messages": messages, "images": images})
     return datasets.Dataset.from_list(rows).cast_column("images", datasets.List(datasets.Image()))
 

@@ -20,19 +20,17 @@ import psutil
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from helpers import REPOSITORY
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from mqt_llava import MQTLlavaForConditionalGeneration
+from tests.builders.paths import CHECKPOINT, PICTURES, REPOSITORY
 
 
 PATIENCE = 900  # seconds until a run is taken to hang: a busy machine is slow
 
 
 RECIPES = REPOSITORY / "examples" / "train"
-CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
-PICTURES = REPOSITORY / "examples" / "images"
 WEIGHTS = {"pretrain": "trained_parts.safetensors", "finetune": "model.safetensors"}
 
 GLOBAL_BATCH = 8

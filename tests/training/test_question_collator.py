@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conversations import answers_of, chat
 
 from mqt_llava import QueCCLlavaConfig, QueCCLlavaForConditionalGeneration, QueCCLlavaProcessor
 from mqt_llava.training import (
@@ -13,6 +12,7 @@ from mqt_llava.training import (
     build_collator,
     last_complete_checkpoint,
 )
+from tests.builders.conversations import answers_of, chat
 
 
 @pytest.fixture(params=[1, 2, 4], ids=["16 tokens", "4 tokens", "1 token"])

@@ -6,7 +6,6 @@ import random
 
 import pytest
 import torch
-from helpers import REPOSITORY, VISION_CONFIG
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor
@@ -21,9 +20,8 @@ from mqt_llava.training import (
     UniformBudget,
     load_trained_parts,
 )
-
-
-CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
+from tests.builders.configs import VISION_CONFIG
+from tests.builders.paths import CHECKPOINT
 
 
 @pytest.fixture(scope="module")

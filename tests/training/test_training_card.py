@@ -1,17 +1,11 @@
 """What a run sends to the Hub, and what its card says."""
 
-import re
-import shutil
-
 import pytest
-from elsewhere import BLOCK, run_python
-from helpers import REPOSITORY
-from huggingface_hub import ModelCard
-from loopback_hub import LoopbackHub
 
+from tests.builders.loopback_hub import LoopbackHub
+from tests.builders.paths import CHECKPOINT
+from tests.builders.processes import BLOCK, run_python
 
-CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
-PHOTO = REPOSITORY / "examples" / "images" / "mosaic_0.png"
 
 TRAIN = """
 import sys
@@ -49,18 +43,6 @@ def hub():
         yield hub
 
 
-def card_of(hub: LoopbackHub, name: str) -> ModelCard:
-    return ModelCard(hub.files(name)["README.md"].decode())
-
-
-def run_card(hub: LoopbackHub, name: str, folder, before: str = "") -> str:
-    """What the lines in a card print, in another process that has a photo."""
-    shutil.copy(PHOTO, folder / "photo.jpg")
-    (lines,) = re.findall(r"```python\n(.*?)```", card_of(hub, name).text, re.DOTALL)
-    code = f"{before}\nprint('RESULT')\n{lines}"
-    return run_python(code, environment=hub.environment(folder / "home"), folder=folder).strip()
-
-
 def test_the_card_of_a_run(hub, tmp_path):
     train = TRAIN + (
         'trainer = build_trainer(model, "whole")\n'
@@ -69,7 +51,7 @@ def test_the_card_of_a_run(hub, tmp_path):
     )
     environment = hub.environment(tmp_path / "home")
     run_python(train, "someone/tiny", environment=environment, folder=tmp_path)
-    card = card_of(hub, "you/whole")
+    card = hub.card("you/whole")
     assert {"modeling_mqt_llava.py", "processing_mqt_llava.py", "model.safetensors"} <= set(hub.files("you/whole"))
     assert card.data.tags == ["mqt-llava", "generated_from_trainer"]
     assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "image-text-to-text")
@@ -80,7 +62,7 @@ def test_the_card_of_a_run(hub, tmp_path):
     for text in ("# whole\n", "any number from 1 to\n16 per image", "- learning_rate: 0.001", "- Loss: "):
         assert text in card.text
     assert "More information needed" not in card.text and str(tmp_path) not in card.content
-    assert run_card(hub, "you/whole", tmp_path, BLOCK)
+    assert hub.run_card("you/whole", tmp_path, BLOCK)
 
 
 def test_a_card_that_somebody_wrote_stays(hub, tmp_path):
@@ -93,8 +75,8 @@ def test_a_card_that_somebody_wrote_stays(hub, tmp_path):
         "trainer.push_to_hub()\n"
     )
     run_python(train, "someone/tiny", environment=hub.environment(tmp_path / "home"), folder=tmp_path)
-    assert card_of(hub, "you/there").text.strip() == "On the Hub."
-    assert card_of(hub, "you/here").text.strip() == "In the folder."
+    assert hub.card("you/there").text.strip() == "On the Hub."
+    assert hub.card("you/here").text.strip() == "In the folder."
     assert "model.safetensors" in hub.files("you/there")
 
 
@@ -103,8 +85,8 @@ def test_the_card_of_stage_1(hub, tmp_path):
     run_python(train, "someone/tiny", environment=hub.environment(tmp_path / "home"), folder=tmp_path)
     assert "trained_parts.safetensors" in hub.files("you/stage-1")
     assert "model.safetensors" not in hub.files("you/stage-1")
-    assert "holds only what was trained" in card_of(hub, "you/stage-1").text
-    assert run_card(hub, "you/stage-1", tmp_path)
+    assert "holds only what was trained" in hub.card("you/stage-1").text
+    assert hub.run_card("you/stage-1", tmp_path)
 
 
 def test_the_card_of_stage_1_between_two_parts(hub, tmp_path):
@@ -123,9 +105,9 @@ model = MQTLlavaForConditionalGeneration.from_vision_text_pretrained(
 """
     train = TRAIN + parts + 'build_trainer(model, "stage-1", parts=["resampler"]).push_to_hub()\n'
     run_python(train, "someone/tiny", environment=hub.environment(tmp_path / "home"), folder=tmp_path)
-    card = card_of(hub, "you/stage-1")
+    card = hub.card("you/stage-1")
     assert card.data.base_model == ["a/tower", "b/decoder"]
-    run_card(hub, "you/stage-1", tmp_path)  # an untrained model need not say anything
+    hub.run_card("you/stage-1", tmp_path)  # an untrained model need not say anything
 
 
 def test_the_card_of_adapters(hub, tmp_path):
@@ -136,8 +118,8 @@ def test_the_card_of_adapters(hub, tmp_path):
         'build_trainer(model, "adapters").push_to_hub()\n'
     )
     run_python(train, "someone/tiny", environment=hub.environment(tmp_path / "home"), folder=tmp_path)
-    card = card_of(hub, "you/adapters")
+    card = hub.card("you/adapters")
     assert "adapter_model.safetensors" in hub.files("you/adapters")
     assert (card.data.library_name, card.data.base_model) == ("peft", ["someone/tiny"])
     assert "More Information Needed" not in card.text and "More information needed" not in card.text
-    assert run_card(hub, "you/adapters", tmp_path, "import mqt_llava")  # its base came without code
+    assert hub.run_card("you/adapters", tmp_path, "import mqt_llava")  # its base came without code

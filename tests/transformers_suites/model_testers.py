@@ -1,7 +1,8 @@
 """Tiny models and inputs for the suites, with the attributes that transformers' tests read of a model tester."""
 
 import torch
-from helpers import TEXT_CONFIG, VISION_CONFIG, tiny_config, tiny_quecc_config
+
+from tests.builders.configs import TEXT_CONFIG, VISION_CONFIG, tiny_config, tiny_quecc_config
 from tests.test_modeling_common import floats_tensor, ids_tensor, torch_device
 
 

@@ -1,7 +1,7 @@
 """
 Runs transformers' own suites over LLaVA and over our classes, and prints the counts of both:
 
-    python tests/transformers_suites/run_suites.py FOLDER [arguments of pytest]
+    python -m tests.transformers_suites.run_suites FOLDER [arguments of pytest]
 
 FOLDER is a checkout of transformers at the version that is installed. Fails when a test fails that passes for LLaVA.
 """
@@ -15,15 +15,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+import transformers
+
+from tests.transformers_suites import tiny_checkpoints
+from tests.transformers_suites.comparison import REFERENCE, differences, table
+
 
 HERE = Path(__file__).resolve().parent
 PICTURE = Path("tests", "fixtures", "tests_samples", "COCO", "000000039769.png")
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
-import pytest  # noqa: E402
-import tiny_checkpoints  # noqa: E402
-import transformers  # noqa: E402
-from comparison import REFERENCE, differences, table  # noqa: E402
 
 
 def check_suites(folder: Path) -> None:
@@ -48,22 +48,24 @@ def run_suites(folder: Path, pytest_arguments: list[str]) -> tuple[list[dict], b
     with tempfile.TemporaryDirectory() as scratch:
         checkpoints, outcomes = Path(scratch, "checkpoints"), Path(scratch, "outcomes.jsonl")
         tiny_checkpoints.save(checkpoints)
-        # The tests run where they find the checkout, and beside it a picture that transformers has on the Hub.
-        for name in ("src", "tests", "utils"):
+        # The tests run where they find the checkout, and beside it a picture that transformers has on the Hub. Its
+        # package is called `tests` too, so ours that the suites need are put among its own.
+        for name in ("src", "utils"):
             Path(scratch, name).symlink_to(folder / name)
+        Path(scratch, "tests").mkdir()
+        for path in (*(folder / "tests").iterdir(), HERE, HERE.parent / "builders"):
+            Path(scratch, "tests", path.name).symlink_to(path)
         Path(scratch, "coco_sample.png").symlink_to(folder / PICTURE)
         outcomes.touch()
-        paths = [HERE, HERE.parent, os.environ.get("PYTHONPATH")]
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(str(path) for path in paths if path),
             "TRANSFORMERS_TINY_MODEL_PATH": str(checkpoints),
             "OUTCOMES": str(outcomes),
             "HF_HUB_OFFLINE": "1",  # nothing that is counted needs the Hub
         }
         statuses = set()
         for file in sorted(HERE.glob("suite_*.py")):
-            command = [sys.executable, "-m", "pytest", str(file), *pytest_arguments]
+            command = [sys.executable, "-m", "pytest", f"tests/{HERE.name}/{file.name}", *pytest_arguments]
             statuses.add(subprocess.run(command, cwd=scratch, env=environment, check=False).returncode)
         lines = outcomes.read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines], statuses <= {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}

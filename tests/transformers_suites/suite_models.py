@@ -3,20 +3,19 @@
 import unittest
 from unittest import mock
 
-import registration
-from model_testers import MQTTester, QueCCTester
-from tests.generation.test_utils import GenerationTesterMixin
-from tests.models.llava import test_modeling_llava
-from tests.test_configuration_common import ConfigTester
-from tests.test_modeling_common import ModelTesterMixin
-from tests.test_pipeline_mixin import PipelineTesterMixin
-
 from mqt_llava import (
     MQTLlavaForConditionalGeneration,
     MQTLlavaModel,
     QueCCLlavaForConditionalGeneration,
     QueCCLlavaModel,
 )
+from tests.generation.test_utils import GenerationTesterMixin
+from tests.models.llava import test_modeling_llava
+from tests.test_configuration_common import ConfigTester
+from tests.test_modeling_common import ModelTesterMixin
+from tests.test_pipeline_mixin import PipelineTesterMixin
+from tests.transformers_suites import registration
+from tests.transformers_suites.model_testers import MQTTester, QueCCTester
 
 
 class LLaVA(test_modeling_llava.LlavaForConditionalGenerationModelTest):

@@ -6,12 +6,12 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
-from tests.models.llava import test_processing_llava
-from tests.test_processing_common import ProcessorTesterMixin
-from tiny_checkpoints import MQT_TOKENS, QUECC_TOKENS
 from transformers import AutoImageProcessor
 
 from mqt_llava import MQTLlavaProcessor, QueCCLlavaProcessor
+from tests.models.llava import test_processing_llava
+from tests.test_processing_common import ProcessorTesterMixin
+from tests.transformers_suites.tiny_checkpoints import MQT_TOKENS, QUECC_TOKENS
 
 
 CHECKPOINTS = Path(os.environ["TRANSFORMERS_TINY_MODEL_PATH"])

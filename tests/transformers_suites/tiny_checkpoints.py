@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-from helpers import REPOSITORY, TEXT_CONFIG, VISION_CONFIG, tiny_config, tiny_quecc_config
 from transformers import (
     AutoTokenizer,
     LlavaConfig,
@@ -21,6 +20,8 @@ from mqt_llava import (
     QueCCLlavaProcessor,
 )
 from mqt_llava.models.processing_compressed_llava import IMAGE_TOKEN
+from tests.builders.configs import TEXT_CONFIG, VISION_CONFIG, tiny_config, tiny_quecc_config
+from tests.builders.paths import CHECKPOINT
 
 
 MQT_TOKENS, QUECC_TOKENS = tiny_config().max_visual_tokens, tiny_quecc_config().num_visual_tokens
@@ -28,9 +29,7 @@ MQT_TOKENS, QUECC_TOKENS = tiny_config().max_visual_tokens, tiny_quecc_config().
 
 def tokenizer() -> PreTrainedTokenizerBase:
     # Under this name, transformers' tests ask tokenizers for the placeholder.
-    return AutoTokenizer.from_pretrained(
-        REPOSITORY / "model_cards" / "mqt-llava-tiny", extra_special_tokens={"image_token": IMAGE_TOKEN}
-    )
+    return AutoTokenizer.from_pretrained(CHECKPOINT, extra_special_tokens={"image_token": IMAGE_TOKEN})
 
 
 def image_processor() -> LlavaImageProcessorPil:

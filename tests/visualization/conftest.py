@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from helpers import tiny_config
-from tiny_models import IMAGE_TOKEN_ID, decoder_config, random_model, random_pixels
 
 from mqt_llava.visualization import ImageAnswer
+from tests.builders.configs import decoder_config, tiny_config
+from tests.builders.models import random_model
+from tests.builders.prompts import IMAGE_TOKEN_ID, random_pixels
 
 
 @pytest.fixture

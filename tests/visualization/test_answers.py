@@ -2,16 +2,15 @@
 
 import pytest
 import torch
-from helpers import REPOSITORY
 from PIL import Image
 from transformers import AutoProcessor
 
 from mqt_llava import MQTLlavaForConditionalGeneration
 from mqt_llava.visualization import ImageAnswer
+from tests.builders.paths import CHECKPOINT, PICTURES
 
 
-CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
-IMAGE = REPOSITORY / "examples" / "images" / "mosaic_0.png"
+IMAGE = PICTURES / "mosaic_0.png"
 QUESTION = "List the items in the second row."
 
 

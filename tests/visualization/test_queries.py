@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from tiny_models import random_model, random_pixels
 
 from mqt_llava.visualization import coverage, query_maps
+from tests.builders.models import random_model
+from tests.builders.prompts import random_pixels
 
 
 def test_maps_are_what_queries_take_from_patches():

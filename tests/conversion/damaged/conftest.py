@@ -1,7 +1,8 @@
 """Both commands over originals that are damaged, or not what they seem."""
 
 import pytest
-from original_checkpoints import KINDS
+
+from tests.builders.original_checkpoints import KINDS
 
 
 @pytest.fixture(params=KINDS)

@@ -6,9 +6,9 @@ import time
 
 import pytest
 import torch
-from original_checkpoints import POINTER, VISION
 
 from mqt_llava.conversion import hub_folders
+from tests.builders.original_checkpoints import POINTER, VISION
 
 
 DEEP = '{"a":' + "[" * 100_000

@@ -4,7 +4,8 @@ import os
 
 import pytest
 import torch
-from original_checkpoints import content
+
+from tests.builders.original_checkpoints import content
 
 
 def test_an_output_that_would_take_the_current_folder_away(original, main, tmp_path, monkeypatch):

@@ -5,10 +5,10 @@ from fnmatch import fnmatch
 
 import pytest
 import torch
-from original_checkpoints import KINDS, assert_same_tensors
 from safetensors.torch import save_file
 
 from mqt_llava.conversion import hub_folders
+from tests.builders.original_checkpoints import KINDS, assert_same_tensors
 
 
 def test_an_unrelated_safetensors_file_beside_an_index_of_bin(original, convert, expected):

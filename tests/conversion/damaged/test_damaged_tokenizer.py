@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from original_checkpoints import POINTER
+
+from tests.builders.original_checkpoints import POINTER
 
 
 def test_tokenizer_that_does_not_fit(original, refused):

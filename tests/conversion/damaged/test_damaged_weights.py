@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 import torch
-from original_checkpoints import KINDS, MQT, POINTER, VISION
 from safetensors.torch import save_file
+
+from tests.builders.original_checkpoints import KINDS, MQT, POINTER, VISION
 
 
 @pytest.mark.parametrize("part", ["compressor", "vision"])

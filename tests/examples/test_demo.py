@@ -1,0 +1,159 @@
+"""What the web demo shows, without its page: answers that stream in, what they took, pictures that are refused."""
+
+import io
+import random
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+
+from mqt_llava import MQTLlavaForConditionalGeneration
+from mqt_llava.planning import request_cost
+from tests.builders.paths import CHECKPOINT, PICTURES
+from tests.builders.scripts import load_script
+
+
+demo_answers = load_script("examples/demo_answers.py")
+MOSAIC = str(PICTURES / "mosaic_0.png")
+QUESTION = "List the items in the second row."
+
+
+@pytest.fixture(scope="module")
+def answerer():
+    model = MQTLlavaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
+    return demo_answers.Answerer(model, AutoProcessor.from_pretrained(CHECKPOINT), max_new_tokens=40)
+
+
+@pytest.fixture(scope="module")
+def image(answerer):
+    return answerer.read_image(MOSAIC)
+
+
+def fresh_answer(answerer, messages, num_visual_tokens):
+    inputs = answerer.processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    output = answerer.model.generate(**inputs, num_visual_tokens=num_visual_tokens, max_new_tokens=40, do_sample=False)
+    new = output[0, inputs["input_ids"].shape[1] :]
+    return (
+        answerer.processor.decode(new, skip_special_tokens=True).strip(),
+        inputs["input_ids"].shape[1] - 16,
+        len(new),
+    )
+
+
+@pytest.mark.parametrize("m", [1, 4, 16])
+def test_an_answer_grows_into_that_of_generate(answerer, image, m):
+    *growing, last = answerer.stream(image, [], QUESTION, m)
+    content = [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]
+    expected, text_tokens, new_tokens = fresh_answer(answerer, [{"role": "user", "content": content}], m)
+    assert last.text == expected and last.num_visual_tokens == m
+    assert len(growing) > 2 and all(expected.startswith(answer.text.strip()) for answer in growing)
+    assert all(answer.seconds is None for answer in growing) and 0 < last.first_token < last.seconds
+    cost = request_cost(answerer.model.config, text_tokens=text_tokens, new_tokens=new_tokens, num_visual_tokens=m)
+    assert last.flops == cost.flops.total
+    assert last.describe().startswith("1 visual token · first" if m == 1 else f"{m} visual tokens · first")
+    assert replace(last, flops=None).describe() + f" · {last.flops / 1e9:.3g} GFLOPs" == last.describe()
+
+
+def test_a_conversation_goes_on(answerer, image):
+    turns = [("What is in the top left?", "sneaker")]
+    *_, last = answerer.stream(image, turns, QUESTION, 16)
+    messages = [
+        {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": turns[0][0]}]},
+        {"role": "assistant", "content": [{"type": "text", "text": turns[0][1]}]},
+        {"role": "user", "content": [{"type": "text", "text": QUESTION}]},
+    ]
+    assert last.text == fresh_answer(answerer, messages, 16)[0]
+
+
+def test_auto_says_which_level_it_chose(answerer, image):
+    *_, coarse = answerer.stream(image, [], "Are there any trousers?", "auto")
+    *_, fine = answerer.stream(image, [], QUESTION, "auto")
+    assert coarse.num_visual_tokens == 1 and fine.num_visual_tokens in (4, 16)
+    (fixed,) = answerer.compare(image, QUESTION, [fine.num_visual_tokens])
+    assert (fine.text, fine.flops) == (fixed.text, fixed.flops)
+
+
+def test_budgets_are_compared(answerer, image):
+    answers = list(answerer.compare(image, QUESTION, [1, 16]))
+    assert [answer.num_visual_tokens for answer in answers] == [1, 16]
+    assert answers[1].text == "sneaker, coat, dress, sandal" != answers[0].text
+
+
+def test_nobody_waiting_ends_the_computation(answerer, image):
+    """Closing what streams ends `generate` early, and leaves no thread behind."""
+    lengths = []
+    note_length = lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1])  # noqa: E731
+    hook = answerer.model.model.language_model.register_forward_pre_hook(note_length, with_kwargs=True)
+    answers = answerer.stream(image, [], "List the items.", 16)
+    assert isinstance(next(answers), demo_answers.Answer)
+    threads = threading.active_count()
+    answers.close()
+    stopped = len(lengths)
+    assert threading.active_count() == threads - 1
+    lengths.clear()
+    list(answerer.stream(image, [], "List the items.", 16))
+    hook.remove()
+    assert stopped < len(lengths)
+
+
+def test_an_error_while_generating_reaches_the_caller(answerer, image):
+    with pytest.raises(ValueError, match="1..16"):
+        list(answerer.stream(image, [], QUESTION, 17))
+
+
+def test_empty_questions_and_endless_conversations_are_refused(answerer, image):
+    with pytest.raises(ValueError, match="Ask a question first"):
+        list(answerer.stream(image, [], " \n", 4))
+    with pytest.raises(ValueError, match="too long: .* the model reads 1024"):
+        list(answerer.stream(image, [(QUESTION, "coat " * 400)] * 3, QUESTION, 4))
+
+
+def test_files_that_are_no_pictures_are_refused(answerer, tmp_path):
+    whole = (PICTURES / "mosaic_0.png").read_bytes()
+    for name, content, message in (
+        ("empty.png", b"", "cannot be read as an image"),
+        ("text.png", b"no picture", "cannot be read as an image"),
+        ("cut.png", whole[: len(whole) // 2], "is damaged"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=message) as caught:
+            answerer.read_image(str(tmp_path / name))
+        assert str(tmp_path) not in str(caught.value)
+    with pytest.raises(ValueError, match="deleted in the meantime"):
+        answerer.read_image(str(tmp_path / "gone.png"))
+    Image.new("1", (demo_answers.MAX_SIDE + 1, 1)).save(
+        tmp_path / "long.png"
+    )  # small, but not once it is padded to a square
+    with pytest.raises(ValueError, match="9001 x 1 pixels; no side may have more than 9000"):
+        answerer.read_image(str(tmp_path / "long.png"))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_damaged_files_of_any_kind_are_refused(answerer, tmp_path, format):
+    whole, rng = io.BytesIO(), random.Random(0)
+    Image.open(MOSAIC).convert("RGB").save(whole, format)
+    for _ in range(20):
+        content = bytearray(whole.getvalue())
+        for _ in range(20):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        (tmp_path / "damaged").write_bytes(content[: rng.randrange(len(content))])
+        try:
+            assert answerer.read_image(str(tmp_path / "damaged")).mode == "RGB"
+        except ValueError as error:
+            assert str(error).startswith("This ")
+
+
+def test_a_heatmap_is_of_the_answer_at_that_number(answerer, image):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("captum")
+    figure, text = answerer.heatmap(image, QUESTION, 1)
+    (expected,) = answerer.compare(image, QUESTION, [1])
+    assert text == expected.text
+    titles = [axis.get_title() for axis in figure.axes]
+    assert [title for title in titles if title] == [word.strip() for word in text.split(",")][:4]
+    assert f"{QUESTION}   (m = 1)" == figure.get_suptitle()

@@ -1,0 +1,207 @@
+"""The scripts in examples/, with the embedded checkpoint and without the dataset."""
+
+import gzip
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+
+from tests.builders.paths import CHECKPOINT, PICTURES, REPOSITORY
+from tests.builders.scripts import load_script
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Four files like Fashion-MNIST's, with noise for photos."""
+    folder, rng = tmp_path_factory.mktemp("dataset"), np.random.default_rng(0)
+    for split in ("train", "t10k"):
+        images = rng.integers(0, 256, (100, 28, 28), dtype=np.uint8)
+        (folder / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + images.tobytes()))
+        labels = np.arange(100, dtype=np.uint8) % 10
+        (folder / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + labels.tobytes()))
+    return folder
+
+
+def test_demo_prints_answers_and_saves_a_picture(tmp_path):
+    command = [sys.executable, REPOSITORY / "examples" / "answer_at_budgets.py", "--output", tmp_path / "demo.png"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    for budget in (1, 2, 4, 8, 16):
+        assert f"{budget} visual tokens, prompt of" in output
+    assert Image.open(tmp_path / "demo.png").size[0] > 700
+
+
+def test_quickstart_is_the_first_snippet_of_the_readme():
+    path = REPOSITORY / "examples" / "quickstart.py"
+    (snippet,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)[:1]
+    assert path.read_text().endswith(snippet)
+    command = [sys.executable, path]
+    output = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert output[-1].split(maxsplit=1) == ["16", "sneaker, coat, dress, sandal"]
+
+
+def test_every_script_is_in_the_readme():
+    """Those that a user copies; what made the embedded checkpoint and its figures is described elsewhere."""
+    scripts = {path.relative_to(REPOSITORY) for path in (REPOSITORY / "examples").glob("*.py")}
+    scripts |= {path.relative_to(REPOSITORY) for path in (REPOSITORY / "examples").glob("[ts][re]r*/*.py")}
+    readme = (REPOSITORY / "README.md").read_text()
+    modules = {"demo_answers.py", "demo_page.py", "pictures.py"}
+    assert [str(path) for path in sorted(scripts) if path.name not in modules and f"{path})" not in readme] == []
+
+
+def test_embedded_checkpoint_answers_about_held_out_photos():
+    """With all tokens nearly everything is right, with one token still what is coarse."""
+    pipe = pipeline("image-text-to-text", model=str(CHECKPOINT))
+    right = {1: [], 16: []}
+    for name, pairs in json.loads((PICTURES / "questions.json").read_text()).items():
+        for question, truth in pairs:
+            content = [{"type": "image", "path": str(PICTURES / name)}, {"type": "text", "text": question}]
+            for budget, answers in right.items():
+                (output,) = pipe(
+                    [{"role": "user", "content": content}],
+                    generate_kwargs={"num_visual_tokens": budget, "do_sample": False, "max_new_tokens": 80},
+                    return_full_text=False,
+                )
+                answers.append((truth in ("yes", "no"), output["generated_text"].strip() == truth))
+    assert sum(correct for _, correct in right[16]) >= 0.7 * len(right[16])
+    assert all(correct for is_coarse, correct in right[1] if is_coarse)
+
+
+def test_embedded_checkpoint_is_small_and_complete():
+    files = {path.name for path in CHECKPOINT.iterdir()}
+    assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "README.md"} <= files
+    assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= 15e6
+    model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
+    processor = AutoProcessor.from_pretrained(CHECKPOINT)
+    assert model.config.max_visual_tokens == processor.max_visual_tokens == 16
+
+
+def test_evaluation_counts_right_answers(dataset, tmp_path):
+    evaluate = load_script("examples/fashion_mosaics/evaluate.py")
+    main, score = evaluate.main, evaluate.score
+    assert score("position", "bag", "bag") == 1 and score("position", "bag, bag", "bag") == 0
+    assert score("row", "bag, dress, coat", "bag, coat, coat, bag") == 0.5
+    arguments = ["--data-folder", dataset, "--mosaics", 3, "--budgets", 1, 16, "--output", tmp_path / "figures.json"]
+    results = main(list(map(str, arguments)))
+    assert {"position", "row", "column", "list", "presence"} <= set(results)
+    assert results["list"]["questions"] == 3
+    assert json.loads((tmp_path / "figures.json").read_text())["results"]["list"]["accuracy"].keys() == {"1", "16"}
+
+
+def test_calibration_is_judged_on_the_other_half(dataset, tmp_path):
+    pytest.importorskip("matplotlib")
+    main = load_script("examples/fashion_mosaics/adaptive.py").main
+    arguments = ["--data-folder", dataset, "--calibration-questions", 4, "--test-questions", 8]
+    arguments += ["--output", tmp_path / "figures.json", "--figure", tmp_path / "figure.png"]
+    results = main(list(map(str, arguments)))
+    assert (results["calibration"]["questions"], results["judged"]["questions"]) == (4, 8)
+    # The budget that was found on the one half is the one that answered about the other.
+    assert results["judged"]["fixed"][-1] == [16, round(results["accuracy_at_max"], 4)]
+    assert sum(results["stops"].values()) == 8
+    assert json.loads((tmp_path / "figures.json").read_text()) == results
+    assert Image.open(tmp_path / "figure.png").size == (720, 480)
+
+
+def test_training_goes_on_where_it_was_stopped(dataset, tmp_path):
+    def train(folder, steps, **changes):
+        options = {
+            "output_dir": tmp_path / folder, "data_folder": dataset, "max_steps": steps, "list_steps": 1,
+            "position_steps": 2, "save_steps": 3, "per_device_train_batch_size": 4, "warmup_steps": 1,
+            "dataloader_num_workers": 0, "use_cpu": True, "disable_tqdm": True, **changes,
+        }  # fmt: skip
+        flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        # By itself, since a checkpoint names the classes of the script that wrote it.
+        script = REPOSITORY / "examples" / "fashion_mosaics" / "train.py"
+        subprocess.run([sys.executable, script, *flags], check=True, capture_output=True)
+        return load_file(tmp_path / folder / "model.safetensors")
+
+    whole = train("whole", 5)
+    train("stopped", 5)
+    (tmp_path / "stopped" / "model.safetensors").unlink()
+    for checkpoint in (tmp_path / "stopped").glob("checkpoint-5"):
+        for path in sorted(checkpoint.rglob("*"), reverse=True):
+            path.unlink()
+        checkpoint.rmdir()
+    resumed = train("stopped", 5)
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.slow
+def test_models_are_compared_and_what_is_finished_is_not_repeated(dataset, tmp_path):
+    command = [sys.executable, REPOSITORY / "examples" / "fashion_mosaics" / "compare.py", "--output", tmp_path]
+    command += ["--data-folder", dataset, "--seeds", 0, "--mosaics", 2, "--variants", "mqt", "qt_4", "--train-flags"]
+    command += ["--max_steps", 4, "--list_steps", 1, "--position_steps", 2, "--per_device_train_batch_size", 4]
+    first_times = {}
+    for _ in range(2):
+        subprocess.run(list(map(str, command)), check=True)
+        runs = {run["variant"]: run for run in map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())}
+        assert set(runs["mqt"]["evaluation"]["list"]["accuracy"]) == {"1", "2", "4", "8", "16"}
+        assert set(runs["qt_4"]["evaluation"]["list"]["accuracy"]) == {"4"}
+        assert runs["mqt"]["steps"] == 4 and 2 < runs["mqt"]["cost_of_nesting"] < 3
+        times = {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("*/evaluation.json")}
+        assert times.keys() == {"mqt-0", "qt_4-0"} and times == first_times.setdefault("times", times)
+
+
+@pytest.mark.slow
+def test_compressors_are_compared(dataset, tmp_path):
+    command = [sys.executable, REPOSITORY / "examples" / "fashion_mosaics" / "compare_quecc.py", "--output", tmp_path]
+    command += ["--data-folder", dataset, "--seeds", 0, "--mosaics", 2, "--variants", "mqt", "quecc_4", "--steps", 2]
+    subprocess.run(list(map(str, command)), check=True)
+    runs = {run["variant"]: run for run in map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())}
+    assert set(runs["mqt"]["evaluation"]["position"]["accuracy"]) == {"1", "4", "16"}
+    assert set(runs["quecc_4"]["evaluation"]["presence"]["accuracy"]) == {"4"}
+    assert runs["quecc_4"]["steps"] == 2
+
+
+def test_comparison_of_compressors_is_reported(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    main = load_script("examples/fashion_mosaics/compare_quecc_report.py").main
+    main(["--figure", str(tmp_path / "figure.png")])
+    assert Image.open(tmp_path / "figure.png").size[0] > 700
+    assert capsys.readouterr().out.strip() in (REPOSITORY / "docs" / "quecc.md").read_text()
+
+
+def test_comparison_is_reported(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    main = load_script("examples/fashion_mosaics/compare_report.py").main
+    main(["--figure", str(tmp_path / "figure.png")])
+    assert Image.open(tmp_path / "figure.png").size[0] > 700
+    page = (REPOSITORY / "docs" / "training.md").read_text()
+    tables = capsys.readouterr().out.strip().split("\n\n")
+    assert len(tables) == 2 and all(table in page for table in tables)
+
+
+def test_readme_snippets_run_when_pasted(monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    usage, pipe, encode_once, adaptive = blocks[:4]
+    namespace = {}
+    for block in (usage, pipe, encode_once, adaptive):
+        exec(block, namespace)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["1", "4", "16"]
+    assert lines[3].strip() == lines[1].removeprefix("4").strip()  # the pipeline's answer at m = 4
+    level = namespace["output"].visual_token_level.item()
+    assert level in (1, 4, 16) and lines[4].startswith(f"tensor([{level}]")
+
+
+def test_heatmaps_are_weighed(dataset, tmp_path):
+    pytest.importorskip("captum")
+    main = load_script("examples/fashion_mosaics/heatmap_mass.py").main
+    results = main(["--mosaics", "2", "--data-folder", str(dataset), "--output", str(tmp_path / "figures.json")])
+    assert all(0 <= figures["all"] <= 1 for figures in results.values())
+    # The library's Grad-CAM is that of the script, which goes by the layers of the vision tower.
+    assert results["grad_cam"]["all"] == pytest.approx(results["Grad-CAM, what is compressed"]["all"], rel=1e-3)
+    assert json.loads((tmp_path / "figures.json").read_text())["results"].keys() == results.keys()
+
+
+def test_missing_dataset_says_what_to_install(tmp_path):
+    load_items = load_script("examples/fashion_mosaics/mosaics.py").load_items
+    with pytest.raises(FileNotFoundError, match="dataset-fashion-mnist"):
+        load_items("train", str(tmp_path))
