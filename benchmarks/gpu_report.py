@@ -132,8 +132,7 @@ def report(result: dict) -> str:
     lines = [
         "# MQT-LLaVA beside LLaVA with 576 tokens\n",
         f"{result['gpu'] or result['cpu']}, torch {result['torch']}, CUDA {result['cuda']}, transformers "
-        f"{result['transformers']}, load {result['load_average_before']} before, {result['load_average_after']} "
-        "after.\n",
+        f"{result['transformers']}, load {result['load_average_before']} before.\n",
     ]
     if "host_to_device" in result:
         lines.append(copies_report(result["host_to_device"]))

@@ -27,7 +27,6 @@ from itertools import cycle, islice
 from pathlib import Path
 from statistics import median, quantiles
 
-import openai
 from harness import REPOSITORY, SEED, command_line, machine, save, table, take_turns
 from PIL import Image
 
@@ -67,6 +66,8 @@ async def ask(client, model: str, url: str, m: int, new_tokens: int) -> float:
 
 async def ask_all(url: str, model: str, urls: list[str], numbers: list[int], new_tokens: int) -> dict:
     """Seconds until the last answer's end, and to each answer's first piece."""
+    import openai  # which is there where vLLM is
+
     # A new one each time: the server closes connections that nobody uses for a while.
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
         start = time.perf_counter()

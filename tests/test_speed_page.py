@@ -33,10 +33,3 @@ def test_table_of_quantised_weights():
     for method, kinds in accuracy.items():
         cells = [" / ".join(f"{100 * value:.1f}" for value in kinds[kind].values()) for kind in kinds]
         assert f"| {method} | {' | '.join(cells)} |" in PAGE
-
-
-def test_table_of_settings(monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
-    from cpu_settings import report
-
-    assert report(json.loads((RESULTS / "cpu_settings.json").read_text())["rows"]) in PAGE
