@@ -9,19 +9,16 @@ source, and watches that process's anonymous memory (RssAnon: mapped input pages
 count).
 """
 
-import argparse
 import json
-import os
-import platform
+import math
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import torch
+from harness import REPOSITORY, command_line, machine, save, table
 
 
-REPOSITORY = Path(__file__).parents[1]
 GOLDEN = REPOSITORY / "tests" / "fixtures" / "mqt_llava_original_tiny"
 WIDTH, MLP_WIDTH, VOCABULARY, VISION_WIDTH, QUERIES, VISION_LAYERS = 4096, 11008, 32000, 1024, 256, 24
 SHARD_BYTES = 5e9
@@ -77,13 +74,15 @@ def resampler_shapes() -> dict[str, tuple[int, ...]]:
 
 def write_original(folder: Path, num_layers: int) -> None:
     """An original checkpoint of random numbers, shard by shard."""
+    import torch  # which the process that is measured imports for itself
+
     folder.mkdir(parents=True)
     shards, size = [{}], 0
     for name, shape in (language_shapes(num_layers) | vision_shapes() | resampler_shapes()).items():
-        size += 2 * torch.Size(shape).numel()
+        size += 2 * math.prod(shape)
         if size > SHARD_BYTES:
             shards.append({})
-            size = 2 * torch.Size(shape).numel()
+            size = 2 * math.prod(shape)
         shards[-1][name] = shape
 
     weight_map = {}
@@ -142,10 +141,9 @@ def watch(command: list[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "runs" / "convert_7b")
     parser.add_argument("--layers", type=int, default=32, help="layers of the language model; 32 is 7B")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
 
     original, converted = args.folder / "original", args.folder / "converted"
@@ -153,19 +151,16 @@ def main() -> None:
         write_original(original, args.layers)
     script = REPOSITORY / "conversion" / "convert_mqt_llava_weights_to_hf.py"
     command = [sys.executable, str(script), "--input", str(original), "--output", str(converted)]
-    measured = watch([*command, "--check", "--overwrite", "--max-shard-size", "2GB"])
+    result = machine("torch", "transformers")
+    result |= watch([*command, "--check", "--overwrite", "--max-shard-size", "2GB"])
     sizes = [path.stat().st_size for path in converted.glob("*.safetensors")]
-    result = {
-        **measured,
+    result |= {
         "input_bytes": sum(path.stat().st_size for path in original.glob("*.bin")),
         "output_shards": len(sizes),
         "largest_shard_bytes": max(sizes),
-        "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
     }
     print(json.dumps(result, indent=1))
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+    save(result, args.output, table("figure | value", [f"{name} | {value}" for name, value in result.items()]))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,8 @@ Image path, prompt, first token and further tokens of MQT-LLaVA on a GPU, agains
     python benchmarks/gpu.py --output benchmarks/results
     python benchmarks/gpu.py --size small --device cpu --output /tmp/rehearsal
 
-Both models have random weights, made on the device in bfloat16, a vision tower of the same shape, and one decoder that
-they share. LLaVA runs all layers of its vision tower, as transformers does, MQT-LLaVA those up to feature layer -2.
-A prompt is text, an image and text again, 64 text tokens in all; prompts of a batch are equally long, and no answer
-ends early. What is compared takes turns, in rounds of random order, after two untimed calls. Times are medians over
-the rounds; ratios are those of the medians, beside the least and greatest ratio of one round. Sections:
+Models and prompts are those of `compared_models.py`, made on the device in bfloat16. What is compared takes turns,
+after two untimed calls. Sections:
 
 1. `image_path`: `get_image_features`, from pixels to visual tokens.
 2. `prefill`: a forward of encoded images and text with an empty `DynamicCache`, logits of the last token alone.
@@ -20,33 +17,30 @@ the rounds; ratios are those of the medians, beside the least and greatest ratio
 Each time stands beside its roofline (`roofline.py`), from rates that are measured first. A peak of memory is that of a
 model by itself: its weights and what a call takes besides, warm-up and so compiling included.
 
-The benchmark ends by itself: a case is left out when what a case like it took does not fit into the rest of the budget
-any more, and the most important come first. Of several sizes the first gets most of the time. After each case the
-figures are written, with all cases that are not measured and why; what goes wrong in one case does not end the rest.
+The benchmark ends by itself: a case is left out when what a case like it took does not fit into the rest of the time
+limit any more, and the most important come first. Of several sizes the first gets most of the time. After each case
+the figures are written, with all cases that are not measured and why; what goes wrong in one case does not end the
+rest.
 
 On a CPU everything is rehearsed in tiny shapes, with a compiler that only traces. Its times say nothing.
 """
 
-import argparse
 import gc
-import json
-import os
 import random
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
-from first_token import TEXT_AFTER, TEXT_BEFORE
-from gpu_cases import ATTENTIONS, METRICS, SCALES, Case, Models, Scale, all_cases, headlines, measure, time_call
+from compared_models import TEXT_AFTER, TEXT_BEFORE, TEXT_TOKENS
+from gpu_cases import ATTENTIONS, METRICS, SCALES, Case, Models, Scale, all_cases, headlines, measure
 from gpu_report import evaluate_targets, report
-from roofline import Rates, decoder_bytes, measure_rates, roofline, synchronize, work_by_metric
-from training_step import hardware
-
-from mqt_llava.files.atomic_file import write_atomically
+from harness import begin, command_line, compare, save, synchronize, take_turns, time_call
+from roofline import Rates, decoder_bytes, measure_rates, roofline, work_by_metric
 
 
-SEED, COPY_ROUNDS = 0, 20
+COPY_ROUNDS = 20
 MARGIN = 1.5  # how much longer a case may take than the last one like it
 NOT_REACHED = "the run ended before"
 
@@ -58,21 +52,20 @@ def summarise(models: Models, case: Case, figures: dict[int | str, dict], rates:
     def side(contender: int | str, metric: str) -> dict:
         m = None if contender == "llava" else contender
         work = work_by_metric(
-            models.of(contender).config, m, case.batch, TEXT_BEFORE + TEXT_AFTER, scale.new_tokens, scale.shapes.dtype
+            models.of(contender).config, m, case.batch, TEXT_TOKENS, scale.new_tokens, scale.shapes.dtype
         )
         one = {key: value for key, value in figures[contender].items() if key not in METRICS[case.section]}
         one |= {"seconds": figures[contender][metric], "median": median(figures[contender][metric])}
         one |= roofline(work[metric], rates)
         return {**one, "over_roofline": one["median"] / one["roofline"]}
 
-    for m in case.budgets:
+    for m in case.visual_tokens:
         for metric in METRICS[case.section]:
             mqt, llava = side(m, metric), side("llava", metric)
-            by_round = [theirs / ours for theirs, ours in zip(llava["seconds"], mqt["seconds"])]
             rows.append({
                 "section": case.section, "metric": metric, "batch": case.batch, "attention": case.attention,
-                "compiled": case.compiled, "m": m, "time_ratio": llava["median"] / mqt["median"],
-                "time_ratio_by_round": [min(by_round), max(by_round)], "mqt": mqt, "llava": llava,
+                "compiled": case.compiled, "m": m,
+                **compare("time_ratio", llava["seconds"], mqt["seconds"]), "mqt": mqt, "llava": llava,
             })  # fmt: skip
     return rows
 
@@ -81,19 +74,15 @@ def copy_pixels(device: str, rounds: int, rng: random.Random) -> dict:
     """32 images as a processor returns them, in float32, from either kind of memory."""
     pageable = torch.randn(32, 3, 336, 336)
     batches = {"pageable": pageable, "pinned": pageable.pin_memory()}
-    seconds = {name: [] for name in batches}
-    for turn in range(rounds + 1):  # the first warms up
-        for name in rng.sample(list(batches), len(batches)):
-            one = time_call(lambda name=name: batches[name].to(device, non_blocking=True), "copy", device)["copy"]
-            if turn:
-                seconds[name].append(one)
-    by_round = [slow / fast for slow, fast in zip(seconds["pageable"], seconds["pinned"])]
+    calls = {
+        name: partial(time_call, partial(batches[name].to, device, non_blocking=True), device) for name in batches
+    }
+    seconds = {name: times[1:] for name, times in take_turns(calls, rounds + 1, rng).items()}  # the first warms up
     medians = {name: median(times) for name, times in seconds.items()}
     return {
         "bytes": pageable.nbytes, "seconds": seconds, "median": medians,
         "bytes_per_second": {name: pageable.nbytes / value for name, value in medians.items()},
-        "time_ratio": medians["pageable"] / medians["pinned"],
-        "time_ratio_by_round": [min(by_round), max(by_round)],
+        **compare("time_ratio", seconds["pageable"], seconds["pinned"]),
     }  # fmt: skip
 
 
@@ -125,12 +114,12 @@ def reason_to_skip(case: Case, scale: Scale, device: str, took: dict, left: floa
     """
     Args:
         took: Seconds of a contender in the last case like one, by section and whether it was compiled.
-        left: Seconds of the budget.
+        left: Seconds of the time limit.
     """
     if device == "cpu" and case.compiled and case not in rehearsed(scale):
         return "compiling it would take too long for a rehearsal"
     expected = took.get((case.section, case.compiled), scale.guess[case.compiled])
-    expected *= (len(case.budgets) + 1) * MARGIN
+    expected *= (len(case.visual_tokens) + 1) * MARGIN
     return f"{expected:.0f} s may be needed, {max(left, 0):.0f} s are left" if expected > left else None
 
 
@@ -146,10 +135,7 @@ class Run:
         self.rng = random.Random(result["seed"])
 
     def write(self) -> None:
-        """Whole files only, whenever the process is ended."""
-        self.result["load_average_after"] = round(os.getloadavg()[0], 2)
-        for name, text in (("gpu.json", json.dumps(self.result, indent=1)), ("gpu.md", report(self.result))):
-            write_atomically(self.output / name, text + "\n")
+        save(self.result, self.output / "gpu.json", report(self.result))
 
     def measure_copies(self) -> None:
         reason = None if self.device == "cuda" else "it needs a GPU"
@@ -200,7 +186,7 @@ class Run:
             if reason is None:
                 reason = self.measure_case(models, case, rates, size)
                 if reason is None:
-                    took[case.section, case.compiled] = (time.perf_counter() - start) / (len(case.budgets) + 1)
+                    took[case.section, case.compiled] = (time.perf_counter() - start) / (len(case.visual_tokens) + 1)
                     self.result["skipped"].remove(entry)
                 print(f"{name}, {time.perf_counter() - start:.1f} s: {case}: {reason or 'measured'}", flush=True)
             entry["reason"] = reason
@@ -222,23 +208,22 @@ class Run:
 
 def main() -> None:
     start = time.perf_counter()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", nargs="+", choices=SCALES, default=["7b", "1b"], help="the first gets most time")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser = command_line(
+        __doc__,
+        size={"nargs": "+", "choices": SCALES, "default": ["7b", "1b"], "help": "the first gets most time"},
+        device={"default": "cuda"},
+        rounds={"help": "by default what the size says"},
+        output={"required": True, "help": "folder for gpu.json and gpu.md"},
+    )
     parser.add_argument("--sections", nargs="+", choices=METRICS, default=list(METRICS))
-    parser.add_argument("--rounds", type=int, help="by default what the size says")
-    parser.add_argument("--budget", type=float, default=540, help="seconds")
-    parser.add_argument("--output", type=Path, required=True, help="folder for gpu.json and gpu.md")
+    parser.add_argument("--time-limit", type=float, default=540, help="seconds")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU that torch can use; --size small --device cpu rehearses without one.")
-    torch.manual_seed(SEED)
     args.output.mkdir(parents=True, exist_ok=True)
 
-    result = {
-        **hardware(args.device), "cuda": torch.version.cuda, "seed": SEED, "budget_seconds": args.budget,
-        "text_tokens": [TEXT_BEFORE, TEXT_AFTER], "sizes": {}, "skipped": [],
-    }  # fmt: skip
+    result = begin(args, cuda=torch.version.cuda, time_limit=args.time_limit, text_tokens=[TEXT_BEFORE, TEXT_AFTER])
+    result |= {"sizes": {}, "skipped": []}
     cases = {}
     for name in args.size:
         chosen = [case for case in all_cases(SCALES[name]) if case.section in args.sections]
@@ -251,7 +236,7 @@ def main() -> None:
     passed = 0
     for name in args.size:
         passed += shares[name]
-        deadline = start + args.budget * passed / sum(shares.values())
+        deadline = start + args.time_limit * passed / sum(shares.values())
         run.measure_size(name, cases[name], deadline)
         free_memory(args.device)
         run.write()

@@ -1,8 +1,8 @@
 """
 What `gpu.py` measures: models on the device, cases in order of importance, and a case's calls timed side by side.
 
-A case is one section at one batch size, kind of attention and number of budgets, compiled or not. Its contenders are
-MQT-LLaVA at each m and LLaVA. They take turns: each round runs every contender once, in random order.
+A case is one section at one batch size and kind of attention, compiled or not. Its contenders are MQT-LLaVA at each of
+its m and LLaVA, which take turns.
 """
 
 import random
@@ -12,19 +12,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 
-import first_token
+import compared_models
 import torch
-import training_step
-from first_token import BUDGETS, TEXT_AFTER, TEXT_BEFORE
-from roofline import synchronize
+from compared_models import LLAVA_TOKENS, SIZES, Size
+from first_token import VISUAL_TOKENS
+from harness import synchronize, take_turns
 from torch._dynamo.utils import counters
-from training_step import LLAVA_TOKENS, Size, build_models
 from transformers import CompileConfig, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
 ATTENTIONS = ("sdpa", "flash_attention_3", "flash_attention_2", "eager")
-GENERATE_BUDGETS = (16, 256)
+ANSWER_VISUAL_TOKENS = (16, 256)
 # What each section times. Of an answer that is the first token, a further one (the median) and all of it.
 METRICS = {
     "image_path": ("image_path",),
@@ -55,11 +54,11 @@ class Scale:
 
 
 LARGE = {"batches": (1, 8, 32), "new_tokens": 64, "matmul_sides": (4096, 8192, 16384), "copy_bytes": 2**31}
-TINY = Size((32, 64, 2, 2), (64, 128, 2, 4, 2), 256, False, torch.float32, 2, draws=0, rounds=2)
+TINY = Size((32, 64, 2, 2), (64, 128, 2, 4, 2), 256, False, torch.float32, 2, rounds=2)
 SCALES = {
     "small": Scale(TINY, (1, 2), 4, (256,), 2**22, share=1, guess=(2, 8)),
-    "1b": Scale(replace(first_token.SIZES["full"], dtype=torch.bfloat16, rounds=5), **LARGE, share=1, guess=(3, 20)),
-    "7b": Scale(training_step.SIZES["7b"], **LARGE, share=3, guess=(3, 45)),
+    "1b": Scale(replace(SIZES["full"], dtype=torch.bfloat16, batch_size=32), **LARGE, share=1, guess=(3, 20)),
+    "7b": Scale(replace(SIZES["7b"], batch_size=32), **LARGE, share=3, guess=(3, 45)),
 }
 
 
@@ -69,14 +68,14 @@ class Case:
     batch: int
     attention: str
     compiled: bool
-    budgets: tuple[int, ...]
+    visual_tokens: tuple[int, ...]
 
 
 def headlines(scale: Scale) -> list[Case]:
     """What the targets are for."""
     return [
         Case("prefill", scale.batches[1], "sdpa", True, (256,)),
-        Case("first_token", scale.batches[1], "sdpa", False, BUDGETS),
+        Case("first_token", scale.batches[1], "sdpa", False, VISUAL_TOKENS),
         Case("generate", scale.batches[0], "sdpa", True, (16,)),
     ]
 
@@ -91,14 +90,16 @@ def all_cases(scale: Scale) -> list[Case]:
 
     def grid(section: str, compiled: bool, choices: list[tuple[int, ...]]) -> list[Case]:
         return [
-            Case(section, batch, attention, compiled, budgets)
+            Case(section, batch, attention, compiled, visual_tokens)
             for attention in ATTENTIONS
             for batch in batches
-            for budgets in choices
+            for visual_tokens in choices
         ]
 
-    each, each_of_answers = ([(m,) for m in reversed(budgets)] for budgets in (BUDGETS, GENERATE_BUDGETS))
-    plain = [case for section in ("first_token", "prefill", "image_path") for case in grid(section, False, [BUDGETS])]
+    each, each_of_answers = ([(m,) for m in reversed(numbers)] for numbers in (VISUAL_TOKENS, ANSWER_VISUAL_TOKENS))
+    plain = [
+        case for section in ("first_token", "prefill", "image_path") for case in grid(section, False, [VISUAL_TOKENS])
+    ]
     plain += grid("generate", False, each_of_answers)
     compiled = grid("prefill", True, each) + grid("generate", True, each_of_answers) + grid("image_path", True, each)
     return list(dict.fromkeys(headlines(scale) + plain + compiled))
@@ -132,17 +133,12 @@ class StepClock(LogitsProcessor):
         return {"first_token": first, "per_token": median(others)}
 
 
-class Models:
-    """The two models around one decoder, on the device, and inputs for them."""
+class Models(compared_models.Models):
+    """The two models, by contender."""
 
     def __init__(self, scale: Scale, device: str):
-        self.scale, self.device = scale, device
-        self.mqt, self.llava = (model.eval() for model in build_models(scale.shapes, device))
-        for model in (self.mqt, self.llava):
-            model.generation_config.update(do_sample=False, eos_token_id=None, pad_token_id=0)
-        most, shapes = max(scale.batches), scale.shapes
-        self.pixels = torch.randn(most, 3, 336, 336, device=device, dtype=shapes.dtype)
-        self.text = torch.randint(1, shapes.vocabulary - 1, (most, TEXT_BEFORE + TEXT_AFTER), device=device)
+        super().__init__(scale.shapes, device)
+        self.scale = scale
 
     def of(self, contender: int | str):
         return self.llava if contender == "llava" else self.mqt
@@ -158,9 +154,7 @@ class Models:
             model._previous_max_cache_length = -1
 
     def prompt(self, contender: int | str, batch: int) -> torch.Tensor:
-        before, after = self.text[:batch].split([TEXT_BEFORE, TEXT_AFTER], dim=1)
-        tokens = LLAVA_TOKENS if contender == "llava" else contender
-        return torch.cat([before, before.new_full((batch, tokens), self.scale.shapes.vocabulary - 1), after], dim=1)
+        return super().prompt(LLAVA_TOKENS if contender == "llava" else contender, batch)
 
     def weight_bytes(self, contender: int | str) -> int:
         return sum(parameter.nbytes for parameter in self.of(contender).parameters())
@@ -198,11 +192,9 @@ def read_prompt(models: Models, case: Case, contender: int | str, device: str) -
 
 
 def answer(models: Models, case: Case, contender: int | str, device: str, **kwargs) -> Callable:
-    ids = models.prompt(contender, case.batch)
     if contender != "llava":
         kwargs["num_visual_tokens"] = contender
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": models.pixels[: case.batch]}
-    return partial(models.of(contender).generate, **inputs, **kwargs)
+    return models.generate(models.of(contender), contender, case.batch, **kwargs)
 
 
 def first_of_answer(models: Models, case: Case, contender: int | str, device: str) -> Callable:
@@ -232,11 +224,11 @@ CALLS = {
 }
 
 
-def time_call(function: Callable, section: str, device: str) -> dict[str, float]:
+def time_case(function: Callable, section: str, device: str) -> dict[str, float]:
     """Seconds of each metric of the section, and the bytes of GPU memory taken at most, besides what was before."""
     before = 0
+    synchronize(device)
     if device == "cuda":
-        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     start = time.perf_counter()
@@ -257,30 +249,29 @@ def measure(models: Models, case: Case, rounds: int, rng: random.Random) -> dict
     Raises:
         RuntimeError: Something was to be compiled and was not.
     """
-    device, figures = models.device, {}
+    device, figures, calls, taken = models.device, {}, {}, {}
     models.set_attention(case.attention)
-    calls = {contender: CALLS[case.section](models, case, contender, device) for contender in (*case.budgets, "llava")}
+    functions = {
+        contender: CALLS[case.section](models, case, contender, device) for contender in (*case.visual_tokens, "llava")
+    }
     # The first call of compiled code compiles, the second finds everything in place. A whole answer repeats itself.
     warm_ups = 1 if case.section == "generate" and not case.compiled else 2
-    for contender, call in calls.items():
+    for contender, function in functions.items():
+        calls[contender] = partial(time_case, function, case.section, device)
         counters.clear()
         start = time.perf_counter()
-        runs = [time_call(call, case.section, device) for _ in range(warm_ups)]
+        runs = [calls[contender]() for _ in range(warm_ups)]
         figures[contender] = {
             "warm_up_seconds": time.perf_counter() - start,
             "graphs": counters["stats"]["unique_graphs"],
             "graph_breaks": sum(counters["graph_break"].values()),
             "cudagraph_skips": counters["inductor"]["cudagraph_skips"],
-            "taken_bytes": [run["taken_bytes"] for run in runs],
-            **{metric: [] for metric in METRICS[case.section]},
         }
         if case.compiled and not figures[contender]["graphs"]:
             raise RuntimeError(f"Nothing was compiled for {contender}.")
-    for _ in range(rounds):
-        for contender in rng.sample(list(calls), len(calls)):
-            for name, value in time_call(calls[contender], case.section, device).items():
-                figures[contender][name].append(value)
-    for contender, one in figures.items():
-        taken = max(one.pop("taken_bytes"))
-        one["peak_bytes"] = models.weight_bytes(contender) + taken if device == "cuda" else None
+        taken[contender] = [run["taken_bytes"] for run in runs]
+    for contender, runs in take_turns(calls, rounds, rng).items():
+        figures[contender] |= {metric: [run[metric] for run in runs] for metric in METRICS[case.section]}
+        most = max([*taken[contender], *(run["taken_bytes"] for run in runs)])
+        figures[contender]["peak_bytes"] = models.weight_bytes(contender) + most if device == "cuda" else None
     return figures

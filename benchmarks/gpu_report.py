@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from markdown_table import table
+from harness import spread, table
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,6 @@ def evaluate_targets(size: dict, batch: int) -> list[dict]:
 
 def row_line(row: dict) -> str:
     mqt, llava = row["mqt"], row["llava"]
-    least, greatest = row["time_ratio_by_round"]
     peaks = "-" if mqt["peak_bytes"] is None else f"{mqt['peak_bytes'] / 1e9:.1f} / {llava['peak_bytes'] / 1e9:.1f}"
     compiled = "yes" if row["compiled"] else "no"
     if mqt["cudagraph_skips"] or mqt["graph_breaks"]:
@@ -73,7 +72,7 @@ def row_line(row: dict) -> str:
     return (
         f"{row['section']}: {row['metric']} | {row['batch']} | {row['attention']} | {compiled} | {row['m']} "
         f"| {1e3 * mqt['median']:.2f} / {1e3 * llava['median']:.2f} "
-        f"| {row['time_ratio']:.2f} ({least:.2f} to {greatest:.2f}) "
+        f"| {spread(row, 'time_ratio', 2)} "
         f"| {1e3 * mqt['roofline']:.2f} / {1e3 * llava['roofline']:.2f} "
         f"| {mqt['over_roofline']:.2f} / {llava['over_roofline']:.2f} | {peaks}"
     )
@@ -106,11 +105,11 @@ def size_report(name: str, size: dict) -> str:
 
 
 def copies_report(copies: dict) -> str:
-    rates, (least, greatest) = copies["bytes_per_second"], copies["time_ratio_by_round"]
+    rates = copies["bytes_per_second"]
     return (
         f"Copying {copies['bytes'] / 1e6:.0f} MB of pixels to the GPU: {rates['pageable'] / 1e9:.1f} GB/s from "
-        f"pageable, {rates['pinned'] / 1e9:.1f} GB/s from pinned memory, which is {copies['time_ratio']:.2f} times as "
-        f"fast ({least:.2f} to {greatest:.2f}).\n"
+        f"pageable, {rates['pinned'] / 1e9:.1f} GB/s from pinned memory, times as fast: "
+        f"{spread(copies, 'time_ratio', 2)}.\n"
     )
 
 
@@ -124,8 +123,8 @@ def skipped_table(skipped: list[dict]) -> str:
     lines = []
     for (*kind, reason), members in groups.items():
         batches = sorted({one["batch"] for one in members if "batch" in one})
-        budgets = sorted({m for one in members for m in one.get("budgets", ())})
-        lines.append(" | ".join([*kind, ", ".join(map(str, batches)), ", ".join(map(str, budgets)), reason]))
+        numbers = sorted({m for one in members for m in one.get("visual_tokens", ())})
+        lines.append(" | ".join([*kind, ", ".join(map(str, batches)), ", ".join(map(str, numbers)), reason]))
     return table("size | section | attention | compiled | batch | m | why", lines)
 
 
@@ -133,8 +132,7 @@ def report(result: dict) -> str:
     lines = [
         "# MQT-LLaVA beside LLaVA with 576 tokens\n",
         f"{result['gpu'] or result['cpu']}, torch {result['torch']}, CUDA {result['cuda']}, transformers "
-        f"{result['transformers']}, load {result['load_average_before']} before, {result['load_average_after']} "
-        "after.\n",
+        f"{result['transformers']}, load {result['load_average_before']} before.\n",
     ]
     if "host_to_device" in result:
         lines.append(copies_report(result["host_to_device"]))

@@ -11,19 +11,19 @@ Both rates are measured on the device: the fastest of several large square produ
 less power and so run faster; and a copy within the device's memory, which reads and writes, so moves twice its size.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+from harness import time_call
 from transformers import PreTrainedConfig
 
 from mqt_llava.planning import request_cost
 from mqt_llava.planning.decoders import decoder
 
 
-WARM_UP, REPEATS, TRIALS = 3, 10, 3
+WARM_UP, IN_A_ROW, TRIALS = 3, 10, 3
 
 
 @dataclass(frozen=True)
@@ -43,25 +43,15 @@ class Work:
         return max(self.flops / rates.flops, self.bytes / rates.bytes)
 
 
-def synchronize(device: str) -> None:
-    """Waits for what the device was asked to do: calls return before it is done."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def least_seconds(function: Callable, device: str) -> float:
     """Of several trials, each of which runs the function several times in a row."""
-    for _ in range(WARM_UP):
-        function()
-    trials = []
-    for _ in range(TRIALS):
-        synchronize(device)
-        start = time.perf_counter()
-        for _ in range(REPEATS):
+
+    def run(times: int) -> None:
+        for _ in range(times):
             function()
-        synchronize(device)
-        trials.append((time.perf_counter() - start) / REPEATS)
-    return min(trials)
+
+    run(WARM_UP)
+    return min(time_call(partial(run, IN_A_ROW), device) for _ in range(TRIALS)) / IN_A_ROW
 
 
 def measure_rates(device: str, dtype: torch.dtype, sides: tuple[int, ...], copy_bytes: int) -> Rates:

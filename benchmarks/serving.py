@@ -4,19 +4,16 @@ Throughput of vLLM's OpenAI-compatible server by number of visual tokens, on a C
     python benchmarks/serving.py --output benchmarks/results/serving.json      # make bench-serving
 
 It starts a server and sends rounds of 64 streaming requests at once, all with the same m, or each with one of them in
-turn ("mixed"); the rounds come in random order. Each request shows a picture of its own that no cache knows, and
-gets an answer of the same length, whatever the model would say. Times are the client's, in this process, which shares
-the cores with the server: the seconds from the first request to the last answer's end, and to each answer's first
-piece. Figures are medians over the rounds. Beside the JSON file stands a Markdown table.
+turn ("mixed"); the rounds come in random order. Each request shows a picture of its own that no cache knows, and gets
+an answer of the same length, whatever the model would say. Times are the client's, in this process, which shares the
+cores with the server: the seconds from the first request to the last answer's end, and to each answer's first piece.
 """
 
-import argparse
 import asyncio
 import base64
 import io
 import json
 import os
-import platform
 import random
 import socket
 import subprocess
@@ -24,16 +21,16 @@ import sys
 import tempfile
 import time
 import urllib.request
+from functools import partial
 from importlib.metadata import packages_distributions, version
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median, quantiles
 
-import openai
+from harness import REPOSITORY, SEED, command_line, machine, save, table, take_turns
 from PIL import Image
 
 
-REPOSITORY = Path(__file__).parents[1]
 QUESTION = "List the items."
 
 
@@ -67,50 +64,50 @@ async def ask(client, model: str, url: str, m: int, new_tokens: int) -> float:
     return first
 
 
-async def measure(url: str, model: str, budgets: list[int], rounds: int, requests: int, new_tokens: int) -> list[dict]:
-    rng = random.Random(0)
+async def ask_all(url: str, model: str, urls: list[str], numbers: list[int], new_tokens: int) -> dict:
+    """Seconds until the last answer's end, and to each answer's first piece."""
+    import openai  # which is there where vLLM is
+
+    # A new one each time: the server closes connections that nobody uses for a while.
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
+        start = time.perf_counter()
+        firsts = await asyncio.gather(*(ask(client, model, *one, new_tokens) for one in zip(urls, numbers)))
+        return {"seconds": time.perf_counter() - start, "first_piece": firsts}
+
+
+def measure(url: str, model: str, numbers: list[int], rounds: int, requests: int, new_tokens: int) -> list[dict]:
+    rng = random.Random(SEED)
     mosaics = [Image.open(path) for path in sorted((REPOSITORY / "examples" / "images").glob("mosaic_*.png"))]
-    cases = {str(m): [m] for m in budgets} | {"mixed": budgets}
-    rows = {name: {"m": name, "seconds": [], "first_piece": []} for name in cases}
-    for round_index in range(rounds + 1):
-        for name in rng.sample(list(cases), len(cases)):
-            urls = [picture(rng.choice(mosaics), rng) for _ in range(requests)]
-            numbers = islice(cycle(cases[name]), requests)
-            # A new one each time: the server closes connections that nobody uses for a while.
-            async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
-                start = time.perf_counter()
-                firsts = await asyncio.gather(*(ask(client, model, *one, new_tokens) for one in zip(urls, numbers)))
-                seconds = time.perf_counter() - start
-            if round_index:  # the first warms up
-                rows[name]["seconds"].append(round(seconds, 3))
-                rows[name]["first_piece"] += [round(first, 3) for first in firsts]
-    for row in rows.values():
-        row["median"] = median(row["seconds"])
-        row["requests_per_second"] = round(requests / row["median"], 2)
-        row["new_tokens_per_second"] = round(requests * new_tokens / row["median"], 1)
-        firsts = row.pop("first_piece")
-        row["first_piece_median"] = round(median(firsts), 3)
-        row["first_piece_95"] = round(quantiles(firsts, n=20)[-1], 3)
-    return list(rows.values())
+
+    def round_of(case: list[int]) -> dict:
+        urls = [picture(rng.choice(mosaics), rng) for _ in range(requests)]
+        return asyncio.run(ask_all(url, model, urls, list(islice(cycle(case), requests)), new_tokens))
+
+    calls = {
+        name: partial(round_of, case) for name, case in ({str(m): [m] for m in numbers} | {"mixed": numbers}).items()
+    }
+    rows = []
+    for name, returned in take_turns(calls, rounds + 1, rng).items():
+        seconds = [round(one["seconds"], 3) for one in returned[1:]]  # the first warms up
+        firsts = [first for one in returned[1:] for first in one["first_piece"]]
+        rows.append({
+            "m": name, "seconds": seconds, "median": median(seconds),
+            "requests_per_second": round(requests / median(seconds), 2),
+            "new_tokens_per_second": round(requests * new_tokens / median(seconds), 1),
+            "first_piece_median": round(median(firsts), 3), "first_piece_95": round(quantiles(firsts, n=20)[-1], 3),
+        })  # fmt: skip
+    return rows
 
 
-def table(rows: list[dict]) -> str:
-    lines = ["m | s for all (rounds) | requests / s | new tokens / s | first piece, s: median | 95th percentile"]
-    lines.append(" | ".join(["---"] * 6))
-    for row in rows:
-        spread = f"{row['median']:.2f} ({min(row['seconds']):.2f} to {max(row['seconds']):.2f})"
-        lines.append(
-            f"{row['m']} | {spread} | {row['requests_per_second']:.1f} | {row['new_tokens_per_second']:.0f} | "
-            f"{row['first_piece_median']:.2f} | {row['first_piece_95']:.2f}"
-        )
-    return "".join(f"| {line} |\n" for line in lines)
-
-
-def hardware() -> dict:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
-    name = names[0].split(": ")[1] if names else platform.machine()
-    return {"cpu": f"{name}, {os.cpu_count()} cores", "load_average_before": round(os.getloadavg()[0], 2)}
+def report(rows: list[dict]) -> str:
+    head = "m | s for all (rounds) | requests / s | new tokens / s | first piece, s: median | 95th percentile"
+    lines = [
+        f"{row['m']} | {row['median']:.2f} ({min(row['seconds']):.2f} to {max(row['seconds']):.2f}) "
+        f"| {row['requests_per_second']:.1f} | {row['new_tokens_per_second']:.0f} "
+        f"| {row['first_piece_median']:.2f} | {row['first_piece_95']:.2f}"
+        for row in rows
+    ]
+    return table(head, lines)
 
 
 def vllm_version() -> str:
@@ -119,13 +116,11 @@ def vllm_version() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, rounds={"default": 5})
     parser.add_argument("--model", default=str(REPOSITORY / "model_cards" / "mqt-llava-tiny"))
-    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="numbers of visual tokens")
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--output", type=Path, help="JSON file for the figures; the table goes beside it")
     parser.add_argument("flags", nargs="*", help="further flags of the server, behind --")
     args = parser.parse_args()
 
@@ -135,7 +130,7 @@ def main() -> None:
     url, flags = f"http://127.0.0.1:{port}", ["--trust-request-mm-kwargs", "--dtype", "float32", *args.flags]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", args.model, *flags]
     result = {
-        **hardware(), **{name: version(name) for name in ("torch", "transformers", "openai")}, "vllm": vllm_version(),
+        **machine("torch", "transformers", "openai"), "vllm": vllm_version(),
         "model": Path(args.model).name, "flags": flags, "requests_at_once": args.requests, "rounds": args.rounds,
         "new_tokens": args.new_tokens,
         "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(("VLLM_", "OMP_"))},
@@ -153,17 +148,12 @@ def main() -> None:
                         log.seek(0)
                         raise SystemExit(f"The server has not come up:\n{log.read()[-4000:]}") from None
                     time.sleep(1)
-            result["rows"] = asyncio.run(
-                measure(url, args.model, args.budgets, args.rounds, args.requests, args.new_tokens)
-            )
+            result["rows"] = measure(url, args.model, args.budgets, args.rounds, args.requests, args.new_tokens)
         finally:
             server.terminate()
             server.wait()
-    result["load_average_after"] = round(os.getloadavg()[0], 2)
-    print(table(result["rows"]))
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
-        args.output.with_suffix(".md").write_text(table(result["rows"]))
+    print(report(result["rows"]))
+    save(result, args.output, report(result["rows"]))
 
 
 if __name__ == "__main__":

@@ -6,22 +6,22 @@ Whether a model class of vLLM's own would pay: one decoder in vLLM's native clas
 The plugin runs MQT-LLaVA through the Transformers backend. What a native class could save is time in the decoder, so
 the decoder is measured by itself: a Llama with random weights, served by `LlamaForCausalLM` of vLLM
 (`model_impl="vllm"`) and by the backend (`model_impl="transformers"`), each in an engine of its own, both with vLLM's
-defaults. Rounds alternate between the two, so that both meet the same load. Prefill: prompts of 512 tokens and one new
-token; decode: prompts of 16 tokens and 64 new ones. Seconds are medians over the rounds.
+defaults, which take turns. Prefill: prompts of 512 tokens and one new token; decode: prompts of 16 tokens and 64 new
+ones.
 """
 
-import argparse
 import json
 import multiprocessing
 import random
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
-from pathlib import Path
+from functools import partial
+from itertools import count
 from statistics import median
-from time import perf_counter
 
-from serving import hardware, vllm_version
+from harness import SEED, command_line, compare, machine, save, spread, table, take_turns, time_call
+from serving import vllm_version
 
 
 WORK = {"prefill": (16, 512, 1), "decode": (16, 16, 64)}  # requests, prompt tokens, new tokens
@@ -60,24 +60,22 @@ def work(name: str, seed: int) -> float:
     rng = random.Random(seed)
     prompts = [{"prompt_token_ids": [rng.randrange(3, 8192) for _ in range(prompt_tokens)]} for _ in range(requests)]
     params = vllm.SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True, detokenize=False)
-    begin = perf_counter()
-    LLM.generate(prompts, params, use_tqdm=False)
-    return round(perf_counter() - begin, 4)
+    return time_call(partial(LLM.generate, prompts, params, use_tqdm=False))
+
+
+def work_in(engine: ProcessPoolExecutor, name: str, seeds: Iterator[int]) -> float:
+    return engine.submit(work, name, next(seeds)).result()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, dtype={"default": "float32"}, rounds={"default": 7})
     parser.add_argument("--hidden-size", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
 
     result = {
-        **hardware(), **{name: version(name) for name in ("torch", "transformers")}, "vllm": vllm_version(),
-        "hidden_size": args.hidden_size, "layers": args.layers, "dtype": args.dtype, "rounds": args.rounds,
-        "work": WORK,
+        **machine("torch", "transformers"), "vllm": vllm_version(), "hidden_size": args.hidden_size,
+        "layers": args.layers, "dtype": args.dtype, "rounds": args.rounds, "work": WORK,
     }  # fmt: skip
     print(json.dumps(result), flush=True)
     context = multiprocessing.get_context("spawn")
@@ -89,23 +87,21 @@ def main() -> None:
             engines[impl] = ProcessPoolExecutor(1, mp_context=context, initializer=start, initargs=arguments)
             engines[impl].submit(work, "decode", -1).result()
         for name in WORK:
-            seconds = {impl: [] for impl in engines}
-            for seed in range(args.rounds + 1):
-                for impl, engine in engines.items():
-                    seconds[impl].append(engine.submit(work, name, seed).result())
-            seconds = {impl: times[1:] for impl, times in seconds.items()}  # the first warms up
-            by_round = [ours / native for ours, native in zip(seconds["transformers"], seconds["vllm"])]
-            result[name] = {
-                "seconds": seconds,
-                "median": {impl: median(times) for impl, times in seconds.items()},
-                "transformers_over_vllm": round(median(by_round), 4),
-                "by_round": [round(min(by_round), 4), round(max(by_round), 4)],
-            }
-            print(name, json.dumps(result[name]), flush=True)
+            calls = {impl: partial(work_in, engine, name, count()) for impl, engine in engines.items()}
+            turns = take_turns(calls, args.rounds + 1, random.Random(SEED))
+            seconds = {impl: times[1:] for impl, times in turns.items()}  # the first warms up
+            result[name] = {"seconds": seconds, "median": {impl: median(times) for impl, times in seconds.items()}}
+            result[name] |= compare("transformers_over_vllm", seconds["transformers"], seconds["vllm"])
         for engine in engines.values():
             engine.shutdown()
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+    lines = [
+        f"{name} | {result[name]['median']['vllm']:.3f} | {result[name]['median']['transformers']:.3f} "
+        f"| {spread(result[name], 'transformers_over_vllm')}"
+        for name in WORK
+    ]
+    markdown = table("work | vLLM, s | Transformers backend, s | Transformers backend / vLLM (rounds)", lines)
+    print(markdown)
+    save(result, args.output, markdown)
 
 
 if __name__ == "__main__":

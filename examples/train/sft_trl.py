@@ -10,8 +10,8 @@ The example learns from the pictures in examples/images; `datasets.load_dataset`
 from dataclasses import dataclass, field
 
 from pictures import REPOSITORY, load_pictures
-from transformers import AutoProcessor, HfArgumentParser
-from trl import SFTConfig, SFTTrainer
+from transformers import AutoProcessor
+from trl import SFTConfig, SFTTrainer, TrlParser
 
 from mqt_llava import MQTLlavaForConditionalGeneration
 from mqt_llava.training import BudgetCollator, LogBudget
@@ -23,7 +23,7 @@ class ScriptArguments:
 
 
 def main(argv: list[str] | None = None):
-    script_args, args = HfArgumentParser((ScriptArguments, SFTConfig)).parse_args_into_dataclasses(argv)
+    script_args, args = TrlParser((ScriptArguments, SFTConfig)).parse_args_and_config(argv)
     args.remove_unused_columns = False
     model = MQTLlavaForConditionalGeneration.from_pretrained(script_args.model, dtype="float32")
     processor = AutoProcessor.from_pretrained(script_args.model)

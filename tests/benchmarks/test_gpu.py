@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from itertools import product
 from statistics import median
 
@@ -51,7 +52,7 @@ def left_out(figures: dict) -> dict[tuple, str]:
     return {
         (entry["section"], entry["batch"], entry["attention"], entry["compiled"], m): entry["reason"]
         for entry in figures["skipped"]
-        for m in entry.get("budgets", ())
+        for m in entry.get("visual_tokens", ())
     }
 
 
@@ -91,7 +92,7 @@ def test_ratios_are_those_of_the_medians(run):
     for row in size["rows"]:
         mqt, llava = row["mqt"], row["llava"]
         for model in (mqt, llava):
-            assert len(model["seconds"]) == size["rounds"] and min(model["seconds"]) > 0
+            assert len(model["seconds"]) == size["rounds"]
             assert model["median"] == median(model["seconds"])
             assert model["over_roofline"] == pytest.approx(model["median"] / model["roofline"])
         assert row["time_ratio"] == pytest.approx(llava["median"] / mqt["median"])
@@ -274,7 +275,7 @@ def test_what_goes_wrong_in_one_case_leaves_the_others(modules, tmp_path, monkey
     cases = [gpu_cases.Case("prefill", batch, "sdpa", False, (16,)) for batch in (2, 1)]
     entries = {case: {"size": "small", **vars(case), "reason": gpu.NOT_REACHED} for case in cases}
     result = {
-        **gpu.hardware("cpu"), "cuda": None, "seed": 0, "sizes": {"small": {"rows": []}},
+        **gpu.begin(Namespace(device="cpu")), "cuda": None, "sizes": {"small": {"rows": []}},
         "skipped": list(entries.values()),
     }  # fmt: skip
     gpu.Run(result, "cpu", 1, tmp_path).measure_size("small", entries, deadline=float("inf"))
@@ -305,7 +306,7 @@ def test_a_run_that_is_cut_short_leaves_what_it_has(modules, tmp_path, monkeypat
 
 
 def test_without_time_everything_is_named_as_left_out(tmp_path):
-    figures, markdown = rehearse(tmp_path, "--budget", "1")
+    figures, markdown = rehearse(tmp_path, "--time-limit", "1")
     assert figures["sizes"]["small"]["rows"] == []
     skipped = left_out(figures)
     assert set(skipped) == expected_cases()

@@ -33,7 +33,7 @@ def test_the_figure_draws_the_half_of_the_table():
     assert min(max(abs(chosen[0] - tokens), abs(chosen[1] - accuracy)) for tokens, accuracy in curve) < 0.1
     assert fixed[-1] == pytest.approx([16, 100 * RESULTS["accuracy_at_max"]], abs=0.01)
     assert oracle == [[JUDGED["oracle"][0], 100 * JUDGED["oracle"][1]]]
-    assert JUDGED["questions"] == RESULTS["questions"] == 4000
+    assert f"judged on {JUDGED['questions']} questions" in PAGE
     assert "judged half" in axis.get_title()
     caption = PAGE.split("(images/adaptive.png)")[1].split("\n\n")[1]
     assert "judged half" in caption and "oracle" in caption

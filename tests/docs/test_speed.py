@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from tests.builders.paths import REPOSITORY
-from tests.builders.scripts import load_script
 
 
 PAGE = (REPOSITORY / "docs" / "speed.md").read_text()
@@ -35,8 +34,3 @@ def test_table_of_quantised_weights():
     for method, kinds in accuracy.items():
         cells = [" / ".join(f"{100 * value:.1f}" for value in kinds[kind].values()) for kind in kinds]
         assert f"| {method} | {' | '.join(cells)} |" in PAGE
-
-
-def test_table_of_settings():
-    report = load_script("benchmarks/cpu_settings.py").report
-    assert report(json.loads((RESULTS / "cpu_settings.json").read_text())["rows"]) in PAGE

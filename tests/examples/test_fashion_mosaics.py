@@ -195,7 +195,6 @@ def test_heatmaps_are_weighed(dataset, tmp_path):
     pytest.importorskip("captum")
     main = load_script("examples/fashion_mosaics/heatmap_mass.py").main
     results = main(["--mosaics", "2", "--data-folder", str(dataset), "--output", str(tmp_path / "figures.json")])
-    assert all(0 <= figures["all"] <= 1 for figures in results.values())
     # The library's Grad-CAM is that of the script, which goes by the layers of the vision tower.
     assert results["grad_cam"]["all"] == pytest.approx(results["Grad-CAM, what is compressed"]["all"], rel=1e-3)
     assert json.loads((tmp_path / "figures.json").read_text())["results"].keys() == results.keys()

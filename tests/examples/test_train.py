@@ -26,7 +26,8 @@ FLAGS = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--use_cpu", 
 FLAGS += ["--disable_tqdm", "true", "--learning_rate", "1e-3"]
 
 
-def answer(folder, num_visual_tokens=4) -> torch.Tensor:
+def answer(folder) -> str:
+    """What the picture shows in the top left, if two steps have not spoiled what the checkpoint knew: a sneaker."""
     model = MQTLlavaForConditionalGeneration.from_pretrained(folder, dtype="float32")
     processor = AutoProcessor.from_pretrained(folder)
     inputs = processor(
@@ -34,7 +35,8 @@ def answer(folder, num_visual_tokens=4) -> torch.Tensor:
         text="USER: <image>\nWhat is in the top left? ASSISTANT:",
         return_tensors="pt",
     )
-    return model.generate(**inputs, num_visual_tokens=num_visual_tokens, max_new_tokens=4, do_sample=False)
+    output = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def training_snippet(path) -> str:
@@ -98,7 +100,7 @@ def test_trl(tmp_path):
     load_script("examples/train/sft_trl.py").main([*FLAGS, "--output_dir", str(tmp_path)])
     changed = changed_tensors(tmp_path)
     assert any("resampler" in name for name in changed) and any("language_model" in name for name in changed)
-    assert answer(tmp_path).shape[1] > 0
+    assert answer(tmp_path) == "sneaker"
 
 
 def test_peft(tmp_path):
@@ -121,7 +123,7 @@ def test_peft(tmp_path):
     }
     with torch.no_grad():
         torch.testing.assert_close(adapted(**inputs).logits, merged(**inputs).logits, rtol=1e-4, atol=1e-4)
-    assert answer(tmp_path / "merged").shape[1] > 0
+    assert answer(tmp_path / "merged") == "sneaker"
 
 
 @pytest.mark.parametrize("lora", [[], ["--lora_rank", "4"], ["--lora_rank", "4", "--load_in_4bit", "true"]])
@@ -148,7 +150,7 @@ def test_both_stages(tmp_path, lora):
         assert (second / "adapter_config.json").exists()
     else:
         assert any("language_model" in name for name in changed_tensors(second))
-        assert answer(second).shape[1] > 0
+        assert answer(second) == "sneaker"
 
 
 def test_both_stages_of_quecc(tmp_path):

@@ -340,7 +340,7 @@ def test_another_number_of_visual_tokens_is_refused(quecc, call, caplog):
     for m in (4, 37, [36, 4], "auto"):
         with pytest.raises(ValueError, match="`num_visual_tokens` is .*, but every image gets 36 visual tokens"):
             call(quecc, m)
-    assert "pixel_values" in call(quecc, 36) or "input_ids" in call(quecc, None)
+    assert call(quecc, 36).keys() == call(quecc, None).keys()
     assert "ignored" not in caplog.text
 
 

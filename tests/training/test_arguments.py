@@ -1,7 +1,6 @@
 """Arguments of the recipes, and the model, processor and conversations that they name."""
 
 import json
-from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -30,19 +29,6 @@ CHECKPOINT = str(REPOSITORY / "model_cards" / "mqt-llava-tiny")
 RECIPES = REPOSITORY / "examples" / "train"
 
 
-@dataclass
-class OtherArguments:
-    names: list[str] = field(default_factory=lambda: ["a"])
-    ratio: float = 0.5
-    settings: str | None = None
-    switch: bool = False
-
-
-def write(folder, text: str) -> str:
-    (folder / "settings.yaml").write_text(text)
-    return str(folder / "settings.yaml")
-
-
 def load_recipe(name: str):
     return load_script(f"examples/train/{name}.py")
 
@@ -50,76 +36,32 @@ def load_recipe(name: str):
 # Files and flags
 
 
-def test_defaults_and_flags():
-    (args,) = parse_arguments(DataArguments, argv=[])
-    assert args == DataArguments()
-    (samplers,) = parse_budget(args.budget)
-    assert set(samplers.weights) == set(range(2, 257, 2))
-    (args,) = parse_arguments(DataArguments, argv=["--max_length", "77", "--budget", "FixedBudget(4)"])
-    assert (args.max_length, args.budget) == (77, "FixedBudget(4)")
+@pytest.mark.parametrize("flag", [[], ["--config"]], ids=["first", "config"])
+def test_flags_go_before_the_file(tmp_path, monkeypatch, flag):
+    path = tmp_path / "settings.yaml"
+    path.write_text("max_length: 5\nmax_bad_share: 1e-1\npad_to_square: false\nvision_context_layers: [1, 2]\n")
+    argv = [*flag, str(path), "--max_length", "7", "--vision_context_layers", "3"]
+    model_args, data_args = parse_arguments(ModelArguments, DataArguments, argv=argv)
+    assert (data_args.max_length, data_args.max_bad_share) == (7, 0.1)
+    assert (model_args.pad_to_square, model_args.vision_context_layers) == (False, [3])
+    monkeypatch.setattr("sys.argv", ["train.py", *argv])
+    assert parse_arguments(ModelArguments, DataArguments) == (model_args, data_args)
 
 
-def test_arguments_come_from_the_command_line(monkeypatch, tmp_path):
-    monkeypatch.setattr("sys.argv", ["train.py", write(tmp_path, "max_length: 5"), "--max_bad_share", "0.5"])
-    (args,) = parse_arguments(DataArguments)
-    assert (args.max_length, args.max_bad_share) == (5, 0.5)
-
-
-def test_flags_go_before_the_file(tmp_path):
-    path = write(tmp_path, "max_length: 5\nmax_bad_share: 0.1\npad_to_square: false\nnames: [x, y]\nswitch: true\n")
-    flags = ["--max_length", "7", "--names", "z", "--switch", "false", "--pad_to_square", "true"]
-    classes = (ModelArguments, DataArguments, OtherArguments)
-    model_args, data_args, other = parse_arguments(*classes, argv=[path])
-    assert (data_args.max_length, model_args.pad_to_square, other.names, other.switch) == (5, False, ["x", "y"], True)
-    model_args, data_args, other = parse_arguments(*classes, argv=[path, *flags])
-    assert (data_args.max_length, model_args.pad_to_square, other.names, other.switch) == (7, True, ["z"], False)
-    assert data_args.max_bad_share == 0.1  # of the file
-
-
-def test_values_of_a_file(tmp_path):
-    text = """
-        vision_feature_layer: -2
-        data_path: folder/a file.json
-        budget: UniformBudget(2, 256, step=2), FixedBudget(256)
-        names: [resampler, language_model]
-        ratio: 2.0e-5
-        settings: {a: false, b: [1, "2"]}
-        image_folder:  # the default
-        max_length: null
-    """
-    path = write(tmp_path, text)
-    model_args, data_args, other = parse_arguments(ModelArguments, DataArguments, OtherArguments, argv=[path])
-    assert model_args.vision_feature_layer == -2
-    assert data_args.data_path == "folder/a file.json" and data_args.image_folder is None
-    assert data_args.max_length == 2048
-    assert [sampler.largest for sampler in parse_budget(data_args.budget)] == [256, 256]
-    assert other.names == ["resampler", "language_model"] and other.ratio == 2e-5
-    assert json.loads(other.settings) == {"a": False, "b": [1, "2"]}
-
-
-@pytest.mark.parametrize("argv", [["--budgets", "FixedBudget(4)"], ["--max_length", "many"], ["file.json"]], ids=str)
-def test_unknown_flags_end_the_program(argv, capsys):
-    with pytest.raises(SystemExit) as raised:
-        parse_arguments(DataArguments, argv=argv)
-    assert raised.value.code == 2 and argv[-1] in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("text", ["budgets: FixedBudget(4)", "max_length: many", "max_length: [1, 2]"])
-def test_unknown_names_in_a_file_end_the_program(text, tmp_path, capsys):
-    with pytest.raises(SystemExit) as raised:
-        parse_arguments(DataArguments, argv=[write(tmp_path, text)])
-    assert raised.value.code == 2 and "usage: " in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("text", ["", "- a\n- b", "max_length"])
-def test_a_file_that_is_no_mapping_is_refused(text, tmp_path):
-    with pytest.raises(ValueError, match="settings.yaml must map the names of arguments to their values"):
-        parse_arguments(DataArguments, argv=[write(tmp_path, text)])
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.yml"):
-        parse_arguments(DataArguments, argv=[str(tmp_path / "none.yml")])
+@pytest.mark.parametrize(
+    "text, flags, named",
+    [
+        ("budgets: FixedBudget(4)", [], "budgets"),
+        ("max_length: 5", ["--budgets", "FixedBudget(4)"], "budgets"),
+        ("compressor: qecc", [], "`compressor` is 'qecc', but must be 'mqt' or 'quecc'"),
+        ("max_length: 5", ["--compressor", "qecc"], "`compressor` is 'qecc', but must be 'mqt' or 'quecc'"),
+    ],
+    ids=str,
+)
+def test_what_is_not_known_is_named(tmp_path, text, flags, named):
+    (tmp_path / "settings.yml").write_text(text)
+    with pytest.raises(ValueError, match=named):
+        parse_arguments(ModelArguments, DataArguments, argv=[str(tmp_path / "settings.yml"), *flags])
 
 
 # The recipes' own files

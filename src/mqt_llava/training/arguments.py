@@ -1,12 +1,7 @@
 """What the recipes are told, in YAML files or as flags."""
 
-import json
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
-
-import yaml
-from transformers import HfArgumentParser
 
 
 @dataclass
@@ -20,11 +15,7 @@ class ModelArguments:
         default=None, metadata={"help": "A run of stage 1, whose trained_parts.safetensors is loaded on top."}
     )
     compressor: str = field(
-        default="mqt",
-        metadata={
-            "help": "Of a new model: the query transformer (mqt) or QueCC (quecc).",
-            "choices": ["mqt", "quecc"],
-        },
+        default="mqt", metadata={"help": "Of a new model: the query transformer (mqt) or QueCC (quecc)."}
     )
     max_visual_tokens: int = field(default=256, metadata={"help": "M of a new query transformer, a square number."})
     kernel_size: int = field(default=6, metadata={"help": "Of a new QueCC: side of its windows of patches."})
@@ -38,6 +29,11 @@ class ModelArguments:
     pad_to_square: bool = field(default=True, metadata={"help": "Whether images are padded rather than cropped."})
     dtype: str = field(default="float32", metadata={"help": "Of the weights: float32, bfloat16, ..."})
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, flash_attention_2, eager, ..."})
+
+    def __post_init__(self):
+        # `choices` of a parser are not held against what comes from a file.
+        if self.compressor not in ("mqt", "quecc"):
+            raise ValueError(f"`compressor` is {self.compressor!r}, but must be 'mqt' or 'quecc'.")
 
 
 @dataclass
@@ -60,23 +56,17 @@ class DataArguments:
 
 def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple:
     """
-    One instance of each dataclass from the command line, which may begin with a YAML file; flags go before the file.
+    One instance of each dataclass from the command line, read by TRL's `TrlParser`: flags go before a YAML file, which
+    is named by `--config` or stands first.
 
     Raises:
-        ValueError: The file is no mapping. (Unknown names end the program with a usage message, as argparse does.)
+        ValueError: A flag or a name in the file is unknown, or the file is no mapping.
     """
+    try:
+        from trl import TrlParser
+    except ImportError as error:
+        raise ImportError('Reading a recipe needs TRL: `pip install "mqt_llava[train]"`.') from error
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0].endswith((".yaml", ".yml")):
-        path = Path(argv.pop(0))
-        settings = yaml.safe_load(path.read_text())
-        if not isinstance(settings, dict):
-            raise ValueError(f"{path} must map the names of arguments to their values.")
-        for name, value in reversed(settings.items()):
-            if value is not None:  # an empty one is the default
-                value = json.dumps(value) if isinstance(value, dict) else value
-                argv[:0] = [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    parser = HfArgumentParser(classes)
-    *arguments, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return tuple(arguments)
+        argv.insert(0, "--config")
+    return TrlParser(classes).parse_args_and_config(argv)
