@@ -83,8 +83,6 @@ setup(
             "ruff",
             "pre-commit",
             "mypy",
-            "types-PyYAML",
-            "types-tqdm",
             "peft",
             "trl",
             "datasets",

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 from helpers import REPOSITORY
 
 import mqt_llava
@@ -23,7 +24,8 @@ def test_there_is_one_version(file, line):
 
 @pytest.mark.slow
 def test_a_release_runs_in_an_empty_environment(tmp_path):
-    (tmp_path / "pins").write_text(f"torch=={torch.__version__}\n")  # not one for GPUs, several GB, by chance
+    # A release is tried with the newest of both. Here it is with those of the other tests, and without GBs for GPUs.
+    (tmp_path / "pins").write_text(f"torch=={torch.__version__}\ntransformers=={transformers.__version__}\n")
     run = subprocess.run(
         [sys.executable, "release/build.py", "--rehearsal", "--output", tmp_path / "dist"],
         cwd=REPOSITORY,

@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
@@ -58,7 +59,7 @@ class DataArguments:
     )
 
 
-def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple:
+def parse_arguments(*classes: Any, argv: list[str] | None = None) -> tuple:
     """
     One instance of each dataclass from the command line, which may begin with a YAML file; flags go before the file.
 

@@ -128,7 +128,7 @@ def draw_coverage(maps: torch.Tensor, budgets: Sequence[int]) -> Figure:
     if not budgets or not all(1 <= budget <= len(covered) for budget in budgets):
         raise ValueError(f"`budgets` is {budgets!r}, but must be in 1..{len(covered)}.")
     figure = new_figure(4.6)
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.3))
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.3))[:, 0]
     axes = above.subplots(1, len(budgets), squeeze=False)[0]
     for axis, budget in zip(axes, budgets):
         picture = axis.imshow(covered[budget - 1], cmap=COLOURS, vmin=0, vmax=1)
