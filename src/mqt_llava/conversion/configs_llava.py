@@ -1,18 +1,28 @@
 """What the files of any original of the LLaVA family say of config, generation config and image processor."""
 
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaImageProcessorPil, PreTrainedConfig
+from transformers import (
+    CLIPVisionConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaImageProcessorPil,
+    PreTrainedTokenizerBase,
+)
 
+from ..models.configuration_compressed_llava import CompressedLlavaConfig
 from .conversion_error import ConversionError, blaming
 from .input_files import check_types, read_json, read_optional_json
 from .token_ids import SPECIAL_IDS, check_special_ids, is_unset
 
 
+Config = TypeVar("Config", bound=CompressedLlavaConfig)
+
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 # What an image processor's file may say that bears on the pixels, and how: it would take `false` for the number 0.
-PIXEL_SETTINGS = {
+PIXEL_SETTINGS: dict[str, tuple[type, ...]] = {
     "do_resize": (bool,),
     "size": (int, dict),
     "resample": (int,),
@@ -67,13 +77,13 @@ def stored_dtype(argument: str | None, original: dict, weights: torch.Tensor) ->
 
 
 def llava_config(
-    config_class: type[PreTrainedConfig],
+    config_class: type[Config],
     original: dict,
     text_config: LlamaConfig,
     vision_config: CLIPVisionConfig,
     dtype: torch.dtype,
-    **kwargs,
-) -> PreTrainedConfig:
+    **kwargs: Any,
+) -> Config:
     """The new model's config. `vision_config` has as many layers as are used; `kwargs` are the compressor's."""
     text_config.dtype = vision_config.dtype = dtype
     is_full = original.get("mm_vision_select_feature") == "cls_patch"
@@ -87,7 +97,7 @@ def llava_config(
         )
 
 
-def generation_config(folder: Path, text_config: LlamaConfig, tokenizer) -> GenerationConfig:
+def generation_config(folder: Path, text_config: LlamaConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """The special tokens only: sampling settings of the original would take over greedy calls."""
     file = folder / "generation_config.json"
     original = read_optional_json(file)
@@ -101,7 +111,10 @@ def generation_config(folder: Path, text_config: LlamaConfig, tokenizer) -> Gene
 
 def llava_image_processor(original: dict, vision_folder: Path | None, image_size: int) -> LlavaImageProcessorPil:
     """The image processor, with the vision tower's own preprocessing where its folder says what that is."""
-    settings = {"size": {"shortest_edge": image_size}, "crop_size": {"height": image_size, "width": image_size}}
+    settings: dict[str, Any] = {
+        "size": {"shortest_edge": image_size},
+        "crop_size": {"height": image_size, "width": image_size},
+    }
     if vision_folder is not None:
         file = vision_folder / "preprocessor_config.json"
         saved = read_optional_json(file)

@@ -1,6 +1,6 @@
 """The one error that the conversion reports to the person at the command line instead of a traceback."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -28,7 +28,7 @@ def one_line(text: str, limit: int = 4000) -> str:
     return line if len(line) <= limit else line[: limit - 4] + " ..."
 
 
-def listed(names, limit: int = 10) -> str:
+def listed(names: Iterable[str], limit: int = 10) -> str:
     """Names for an error message: the first `limit` in order, and how many more there are."""
     names = sorted(names)
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""

@@ -1,7 +1,7 @@
 """The README.md of a converted checkpoint."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -45,7 +45,7 @@ def write_model_card(
     title: str,
     texts: ConversionTexts,
     max_visual_tokens: int,
-    **facts,
+    **facts: Any,
 ) -> None:
     """
     Args:

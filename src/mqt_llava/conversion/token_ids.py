@@ -4,6 +4,8 @@ Whether a tokenizer belongs to a model. If not, every answer is nonsense, and no
 
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from ..models.processing_compressed_llava import IMAGE_TOKEN
 from .conversion_error import ConversionError, listed
 
@@ -11,7 +13,7 @@ from .conversion_error import ConversionError, listed
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def check_vocabulary(tokenizer, vocab_size: int) -> None:
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
     """
     Args:
         tokenizer: The original's, before `<image>` is added, which might take the place of a token that it lost.
@@ -39,7 +41,7 @@ def check_vocabulary(tokenizer, vocab_size: int) -> None:
         )
 
 
-def check_special_ids(ids: dict[str, int | list[int] | None], tokenizer, file: Path) -> None:
+def check_special_ids(ids: dict[str, int | list[int] | None], tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
     """
     Args:
         ids: By the names in `SPECIAL_IDS`, as a config says them.

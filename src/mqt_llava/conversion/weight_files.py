@@ -69,7 +69,7 @@ def indexed_files(index: Path, names: list[str]) -> list[Path]:
 
 def counted_files(folder: Path, stem: str, suffix: str) -> list[Path]:
     """Shards by their names alone, `-00001-of-00002` and so on, which must be complete."""
-    sets = {}
+    sets: dict[int, dict[int, Path]] = {}
     for file in sorted(folder.glob(f"{stem}-*-of-*.{suffix}")):
         found = re.fullmatch(r"(\d{5,})-of-(\d{5,})", file.name[len(stem) + 1 : -len(suffix) - 1])
         if found and file.is_file():

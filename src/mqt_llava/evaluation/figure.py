@@ -2,8 +2,14 @@
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .report import MEASURED, PUBLISHED, Row, order
+
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
 
 
 # Of the palette of Okabe and Ito, told apart by everyone; so are the markers, and full from hollow.
@@ -28,23 +34,24 @@ def draw(rows: list[Row], path: Path) -> None:
     figure = Figure(figsize=(max(5.2, 3.2 * columns), 0.7 + max(2.2 * lines, 3.2)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(lines, columns, squeeze=False).flat
-    labels = {}
+    labels: dict[str, Artist] = {}
     for name, axis in zip(names, axes):
         for line in draw_panel(axis, [row for row in rows if row.benchmark == name]):
-            labels.setdefault(line.get_label(), line)
+            labels.setdefault(str(line.get_label()), line)
         axis.set_title(name.replace("_", " "), fontsize=10)
     for axis in list(axes):  # what is left of the grid
         axis.set_axis_off()
     ncols = min(len(labels), columns + 1)
-    figure.legend(labels.values(), labels.keys(), loc="outside upper center", ncols=ncols, fontsize=9)
+    figure.legend(list(labels.values()), list(labels), loc="outside upper center", ncols=ncols, fontsize=9)
     figure.supxlabel("visual tokens per image")
     figure.supylabel("score")
     figure.savefig(path, dpi=120)
 
 
-def draw_panel(axis, rows: list[Row]) -> list:
+def draw_panel(axis: "Axes", rows: list[Row]) -> list["Artist"]:
     """One benchmark; returns what belongs into the legend."""
-    drawn, ticks = [], set()
+    drawn: list[Artist] = []
+    ticks: set = set()
     for source, color, style in ((PUBLISHED, ORANGE, "s--"), (MEASURED, BLUE, "o-")):
         for model in dict.fromkeys(row.model for row in rows if row.source == source):
             points = sorted(
@@ -76,7 +83,7 @@ def is_fixed(row: Row) -> bool:
 
 def thinned(ticks: list[int]) -> list[int]:
     """Ticks so far apart that their numbers do not touch."""
-    kept = []
+    kept: list[int] = []
     for tick in ticks:
         if not kept or tick >= 1.7 * kept[-1]:
             kept.append(tick)

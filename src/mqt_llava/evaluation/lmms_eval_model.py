@@ -9,6 +9,7 @@ Questions that need as much of an answer are answered in batches, the longest fi
 
 import time
 from collections import Counter, defaultdict
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -89,10 +90,10 @@ class MQTLlava(lmms):
         progress.close()
         return [self._result(key) for key in keys]
 
-    def loglikelihood(self, requests: list[Instance]):
+    def loglikelihood(self, requests: list[Instance]) -> NoReturn:
         raise NotImplementedError("mqt_llava answers tasks of the kind generate_until, not loglikelihood.")
 
-    def generate_until_multi_round(self, requests: list[Instance]):
+    def generate_until_multi_round(self, requests: list[Instance]) -> NoReturn:
         raise NotImplementedError("mqt_llava answers tasks of the kind generate_until, not of several rounds.")
 
     def _keys(self, requests: list[Instance]) -> list[str | None]:
@@ -100,7 +101,8 @@ class MQTLlava(lmms):
         None for requests that only make all processes have equally many, which `generate` does not need. Repeats of a
         question are told apart by their number.
         """
-        keys, seen = [], Counter()
+        keys: list[str | None] = []
+        seen: Counter[str] = Counter()
         for request in requests:
             context, _, options, doc_id, task, split = request.args
             if (request.metadata or {}).get("__padding_only__"):
@@ -163,7 +165,7 @@ class MQTLlava(lmms):
             if "visual_token_level" in outputs:
                 each = int(outputs["visual_token_level"][row])
             else:
-                each = self.num_visual_tokens or int(placeholders[row]) // max(images, 1)
+                each = int(self.num_visual_tokens or int(placeholders[row]) // max(images, 1))
             answers.append(
                 Answer(
                     key=key,

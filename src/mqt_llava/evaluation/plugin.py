@@ -1,12 +1,17 @@
 """What lmms-eval finds by the entry point `lmms_eval.models`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from lmms_eval.models.registry_v2 import ModelManifest
 
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 
 
-def manifest():
+def manifest() -> "ModelManifest":
     """The model `mqt_llava`, as lmms-eval's registry wants it. Its class is imported when it is asked for."""
     from lmms_eval.models.registry_v2 import ModelManifest
 

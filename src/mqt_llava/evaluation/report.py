@@ -68,7 +68,7 @@ def measured_rows(pair: Pair, model: str) -> list[Row]:
 
 def averages(rows: list[Row]) -> list[Row]:
     """A row for each model and m at which all eleven are there."""
-    scores = defaultdict(dict)
+    scores: defaultdict[tuple, dict] = defaultdict(dict)
     for row in rows:
         scores[row.model, row.m, row.source][row.benchmark] = row.score
     means = {key: average(values) for key, values in scores.items()}
@@ -111,7 +111,7 @@ def to_markdown(rows: list[Row]) -> str:
     )
     titles = ["own" if m is None else str(m) for m in columns]
     lines = [f"| benchmark | model | source | {' | '.join(titles)} |", "|---" * (3 + len(columns)) + "|"]
-    scores = defaultdict(dict)
+    scores: defaultdict[tuple, dict] = defaultdict(dict)
     for row in rows:
         scores[row.benchmark, row.model, row.source][row.m] = row.score
     for names, by_m in sorted(scores.items(), key=lambda item: (order(item[0][0]), item[0][2], item[0][1])):

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers import AutoConfig
 
@@ -29,6 +30,12 @@ from .pairs import FinishedPairs, Pair, summarize, weights_of
 from .plugin import TASKS_FOLDER
 from .report import tabulate, to_markdown, write_table
 from .settings import check_batch_size, check_budget, read_budget
+
+
+if TYPE_CHECKING:
+    from lmms_eval.tasks import TaskManager
+
+    from .lmms_eval_model import MQTLlava
 
 
 def sweep(
@@ -66,7 +73,7 @@ class Evaluator:
     def __init__(self, args: argparse.Namespace, finished: FinishedPairs):
         self.args, self.finished = args, finished
         self.manager = task_manager(args.include_path)
-        self.model = None
+        self.model: MQTLlava | None = None
 
     def __call__(self, task: str, m: int | str) -> Pair | None:
         from lmms_eval.evaluator import simple_evaluate
@@ -88,11 +95,11 @@ class Evaluator:
             return None
         return summarize(task, m, results, list(AnswerLog(folder).answers.values()), model.config)
 
-    def load(self):
+    def load(self) -> "MQTLlava":
         from .lmms_eval_model import MQTLlava
 
         class KeptMQTLlava(MQTLlava):
-            def clean(self):
+            def clean(self) -> None:
                 """lmms-eval drops a model after each evaluation; this one goes on to the next pair."""
 
         names = ("pretrained", "revision", "dtype", "batch_size", "device", "attn_implementation")
@@ -100,7 +107,7 @@ class Evaluator:
         return self.model
 
 
-def task_manager(include_path: str | None):
+def task_manager(include_path: str | None) -> "TaskManager":
     """
     lmms-eval's tasks, the shipped one, and those of a folder.
 

@@ -8,12 +8,13 @@ right, follows from that for every threshold.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import ProcessorMixin
 
 from ..models.adaptive_decoding import AdaptiveBudget
 from ..models.modeling_mqt_llava import MQTLlavaForConditionalGeneration
+from ..models.processing_mqt_llava import MQTLlavaProcessor
 from ..training.records import read_record
 
 
@@ -74,7 +75,7 @@ class Calibration:
         if not fitting:
             return AdaptiveBudget(self.levels[-1:])
         best = min(fitting, key=lambda point: point.mean_tokens)
-        return AdaptiveBudget(self.levels, best.confidence, num_probed_tokens=self.num_probed_tokens)
+        return AdaptiveBudget(self.levels, best.confidence or 0.0, num_probed_tokens=self.num_probed_tokens)
 
     def _point(self, stops: torch.Tensor, confidence: float | None = None) -> Point:
         scores = self.scores.gather(1, stops[:, None])
@@ -100,7 +101,7 @@ def exact_match(answer: str, truth: str) -> float:
 @torch.no_grad()
 def calibrate(
     model: MQTLlavaForConditionalGeneration,
-    processor: ProcessorMixin,
+    processor: MQTLlavaProcessor,
     dataset: Iterable[dict],
     *,
     target: float = 0.005,
@@ -156,7 +157,7 @@ def calibrate(
         encoded = model.get_image_features(inputs.pop("pixel_values"))
         columns = []
         for level in levels:
-            outputs = model.generate(
+            outputs: Any = model.generate(
                 **inputs,
                 mm_encoder_outputs={"image": encoded},
                 num_visual_tokens=level,
@@ -174,7 +175,8 @@ def calibrate(
         scores.append(torch.stack([column for column, _ in columns], dim=1))
         confidence.append(torch.stack([column.cpu() for _, column in columns], dim=1))
     calibration = Calibration(levels, torch.cat(scores), torch.cat(confidence), num_probed_tokens)
-    model.generation_config.adaptive_budget = calibration.choose(target).to_dict()
+    config: Any = model.generation_config  # which takes on any attribute
+    config.adaptive_budget = calibration.choose(target).to_dict()
     if save_to is not None:
-        model.generation_config.save_pretrained(save_to)
+        config.save_pretrained(save_to)
     return calibration

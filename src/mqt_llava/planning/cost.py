@@ -8,6 +8,7 @@ the prompt is read, and the rest of the answer is decoded token by token from th
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -131,7 +132,8 @@ def request_cost(
         )
     text = decoder(config.text_config, config.tie_word_embeddings)
     prompt_tokens = text_tokens + sum(images.visual_tokens)
-    item_bytes = (dtype or config.dtype or torch.get_default_dtype()).itemsize
+    own_dtype: Any = config.dtype  # a name only while it is read from JSON
+    item_bytes = (dtype or own_dtype or torch.get_default_dtype()).itemsize
     return RequestCost(
         flops=FlopsByPart(
             vision_tower=images.tower.flops(num_images * batch_size),

@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_right
+from functools import partial
 from numbers import Real
 
 import torch
@@ -42,8 +43,8 @@ def largest_num_visual_tokens(
         TypeError: A limit is no number.
         ValueError: There is no limit, or one that not even a single visual token for each image fits into.
     """
-    limits = {"flops": flops, "kv_bytes": kv_bytes, "seconds": seconds}
-    limits = {name: limit for name, limit in limits.items() if limit is not None}
+    passed = {"flops": flops, "kv_bytes": kv_bytes, "seconds": seconds}
+    limits = {name: limit for name, limit in passed.items() if limit is not None}
     if not limits:
         raise ValueError("No limit is given: pass `flops`, `kv_bytes` or `seconds`, or several.")
     for name, limit in limits.items():
@@ -69,14 +70,14 @@ def largest_num_visual_tokens(
             num_images=num_images,
             dtype=dtype,
         )
-        if name == "flops":
-            return cost.flops.total
-        return cost.kv_bytes if name == "kv_bytes" else profile.seconds(cost)
+        if name == "seconds" and profile is not None:
+            return profile.seconds(cost)
+        return cost.flops.total if name == "flops" else cost.kv_bytes
 
     choices, most = range(1, config.max_visual_tokens + 1), {}
     for name, limit in limits.items():
         # What a request needs never falls with m.
-        most[name] = bisect_right(choices, limit, key=lambda m, name=name: needs(name, m))
+        most[name] = bisect_right(choices, limit, key=partial(needs, name))
         if most[name] == 0:
             raise ValueError(
                 f"`{name}` is {limit:,}, but one visual token for each image needs {needs(name, 1):,} already."

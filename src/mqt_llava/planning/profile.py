@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForImageTextToText, Cache, PreTrainedConfig, PreTrainedModel
 
 from .cost import RequestCost, request_cost
 from .decoders import decoder
@@ -132,10 +133,12 @@ def measure_profile(
             raise ValueError("`device` and `dtype` are for a configuration, but a model is given: move it yourself.")
         _smallest_cost(config)  # raises where costs are not known
     else:
-        config, dtype = model_or_config, dtype or model_or_config.dtype or torch.get_default_dtype()
+        config = model_or_config
         _smallest_cost(config)
         with torch.device(device or "cpu"):
-            model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+            model = AutoModelForImageTextToText.from_config(
+                config, dtype=dtype or config.dtype or torch.get_default_dtype()
+            )
     was_training = model.training
     model.eval()
     prefill, decode_step = _time_decoder(model)
@@ -151,7 +154,7 @@ def measure_profile(
     return profile
 
 
-def _smallest_cost(config: PreTrainedConfig, **kwargs) -> RequestCost:
+def _smallest_cost(config: PreTrainedConfig, **kwargs: Any) -> RequestCost:
     """A request of one token of text."""
     query_tokens = 1 if getattr(config, "model_type", None) == "quecc_llava" else None
     return request_cost(config, text_tokens=1, query_tokens=query_tokens, **kwargs)
@@ -172,7 +175,7 @@ def _median_time(function: Callable, device: torch.device) -> float:
     return first if first > SLOW else median(_timed(function, device) for _ in range(REPEATS))
 
 
-def _time_images(model: PreTrainedModel) -> Curve:
+def _time_images(model: Any) -> Curve:
     """
     One image and two, each as one visual token and as M where the model has the choice. QueCC's question is left out,
     for its time is that of a prompt.
@@ -182,7 +185,7 @@ def _time_images(model: PreTrainedModel) -> Curve:
     size = vision.image_size if isinstance(vision.image_size, (list, tuple)) else (vision.image_size,) * 2
     choices = sorted({1, config.max_visual_tokens}) if config.model_type == "mqt_llava" else [None]
 
-    def compress(pixels: torch.Tensor):
+    def compress(pixels: torch.Tensor) -> torch.Tensor:
         _, (patches, *context) = model.model.encode_patches(pixels)
         question = patches.new_zeros(len(pixels), config.text_config.hidden_size)
         return model.model.resampler(patches, torch.cat(context, dim=-1), question)
@@ -205,7 +208,7 @@ def _time_decoder(model: PreTrainedModel) -> tuple[Curve, Curve]:
     most = config.text_config.max_position_embeddings - DECODE_STEPS
     token = torch.tensor([[0 if config.image_token_id else 1]], device=device)  # any but the placeholder
 
-    def read(length: int):
+    def read(length: int) -> Cache:
         return model(input_ids=token.expand(1, length), use_cache=True, logits_to_keep=1).past_key_values
 
     points = []
@@ -220,7 +223,7 @@ def _time_decoder(model: PreTrainedModel) -> tuple[Curve, Curve]:
     for length in sorted({lengths[0], lengths[-1]}):
         cache = read(length)
 
-        def step(cache=cache):
+        def step(cache: Cache = cache) -> None:
             model(input_ids=token, past_key_values=cache, use_cache=True)
 
         seconds = median(_timed(step, device) for _ in range(DECODE_STEPS))

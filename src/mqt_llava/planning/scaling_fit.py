@@ -178,7 +178,7 @@ def _least_squares(
     size = 4 if is_free else 3
 
     def residuals(x: np.ndarray) -> np.ndarray:
-        return np.exp(design @ x[:3]) + (x[3] if is_free else D) - errors
+        return np.exp(design @ x[:3]) + (x[3] if D is None else D) - errors
 
     def jacobian(x: np.ndarray) -> np.ndarray:
         slopes = np.exp(design @ x[:3])[:, None] * design
@@ -206,7 +206,7 @@ def _least_squares(
         for x in starts
     ]
     x = min(descents, key=lambda descent: descent.cost).x.tolist()
-    return ScalingLaw(math.exp(x[0]), x[1], x[2], x[3] if is_free else D)
+    return ScalingLaw(math.exp(x[0]), x[1], x[2], x[3] if D is None else D)
 
 
 def _check_confidence(confidence: float) -> None:

@@ -10,11 +10,13 @@ That leaves out attention and the vision tower, which `request_cost` counts.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class ScalingLaw:
     beta: float
     D: float
 
-    def predict(self, N, T) -> np.ndarray:
+    def predict(self, N: ArrayLike, T: ArrayLike) -> np.ndarray:
         """Errors, of billions of parameters `N` and visual tokens `T`: numbers, or arrays that broadcast."""
         return self.A * np.power(N, -self.alpha) * np.power(T, -self.beta) + self.D
 
@@ -109,12 +111,12 @@ class ScalingLaw:
         return Optimum(N, T, float(self.predict(N, T)), request_flops(N, T, Q))
 
 
-def request_flops(N, T, Q=0):
+def request_flops(N: Any, T: Any, Q: Any = 0) -> Any:
     """FLOPs of the decoder for `Q` text tokens and `T` visual tokens, with `N` billion parameters: 2 N (Q + T)."""
     return 2e9 * N * (Q + T)
 
 
-def _check_number(name: str, value, allowed: str, is_allowed) -> None:
+def _check_number(name: str, value: Any, allowed: str, is_allowed: Callable[[Any], bool]) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{name}` holds {value!r}, but must be a number.")
     if not (math.isfinite(value) and is_allowed(value)):

@@ -1,5 +1,6 @@
 """Vision towers by the `model_type` of their configuration, on images as large as its `image_size`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
@@ -44,8 +45,8 @@ class VisionTower:
 def _grid(config: PreTrainedConfig) -> tuple[int, int]:
     """Patches of an image, and weights of the convolution that embeds them."""
 
-    def pair(size):
-        return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    def pair(size: int | Sequence[int]) -> tuple[int, int]:
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     (height, width), (patch_height, patch_width) = pair(config.image_size), pair(config.patch_size)
     patches = (height // patch_height) * (width // patch_width)

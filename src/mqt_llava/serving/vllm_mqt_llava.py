@@ -99,7 +99,7 @@ class MQTLlavaVLLMProcessor(MultiModalProcessor):
         first = tokenizer.encode("a")[:1]
         return first if first == [tokenizer.bos_token_id] else []
 
-    def get_dummy_inputs(self, **kwargs) -> "ProcessorInputs":
+    def get_dummy_inputs(self, **kwargs: Any) -> "ProcessorInputs":
         """The images that vLLM reserves memory with have M visual tokens too."""
         self.info.num_visual_tokens({})  # a wrong default of the engine's is refused when it starts
         most = {NAME: self.info.get_max_image_tokens()}

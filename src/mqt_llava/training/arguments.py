@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -54,7 +55,7 @@ class DataArguments:
     )
 
 
-def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple:
+def parse_arguments(*classes: Any, argv: list[str] | None = None) -> tuple:
     """
     One instance of each dataclass from the command line, read by TRL's `TrlParser`: flags go before a YAML file, which
     is named by `--config` or stands first.

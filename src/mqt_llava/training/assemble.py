@@ -1,5 +1,7 @@
 """What the recipes need, from their arguments: the model with its processor, and the conversations."""
 
+from typing import Any
+
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -24,7 +26,7 @@ from .question_collator import QuestionCollator
 
 
 def load_model_and_processor(
-    args: ModelArguments, **kwargs
+    args: ModelArguments, **kwargs: Any
 ) -> tuple[CompressedLlavaForConditionalGeneration, CompressedLlavaProcessor]:
     """
     Args:
@@ -42,8 +44,8 @@ def load_model_and_processor(
             f"{args.model_name_or_path!r}, {args.vision_tower!r} and {args.language_model!r}."
         )
     if args.model_name_or_path is not None:
-        processor = AutoProcessor.from_pretrained(args.model_name_or_path)
-        model = AutoModelForImageTextToText.from_pretrained(
+        processor: Any = AutoProcessor.from_pretrained(args.model_name_or_path)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             args.model_name_or_path, dtype=args.dtype, attn_implementation=args.attn_implementation, **kwargs
         )
         if not isinstance(model, CompressedLlavaForConditionalGeneration):
@@ -62,12 +64,13 @@ def load_model_and_processor(
 
 def _join_parts(args: ModelArguments) -> tuple[CompressedLlavaForConditionalGeneration, CompressedLlavaProcessor]:
     """A vision tower and a decoder with a new compressor between them."""
-    settings = {"dtype": args.dtype, "vision_feature_layer": args.vision_feature_layer}
+    settings: dict[str, Any] = {"dtype": args.dtype, "vision_feature_layer": args.vision_feature_layer}
     if args.resampler_num_attention_heads is not None:
         settings["resampler_num_attention_heads"] = args.resampler_num_attention_heads
-    parts = (args.vision_tower, args.language_model)
+    parts = (str(args.vision_tower), str(args.language_model))
+    model_class: type[CompressedLlavaForConditionalGeneration]
     if args.compressor == "mqt":
-        processor = build_processor(*parts, args.max_visual_tokens)
+        processor = build_processor(*parts, max_visual_tokens=args.max_visual_tokens)
         settings["max_visual_tokens"] = args.max_visual_tokens
         model_class = MQTLlavaForConditionalGeneration
     else:
@@ -81,7 +84,7 @@ def _join_parts(args: ModelArguments) -> tuple[CompressedLlavaForConditionalGene
 
 
 def build_collator(
-    processor: CompressedLlavaProcessor, budget: str, *, is_stage_1: bool = False, **kwargs
+    processor: CompressedLlavaProcessor, budget: str, *, is_stage_1: bool = False, **kwargs: Any
 ) -> BudgetCollator:
     """
     What makes batches for a model.

@@ -9,6 +9,7 @@ to step.
 import ast
 import random
 from collections.abc import Sequence
+from typing import Any
 
 
 class BudgetSampler:
@@ -84,8 +85,9 @@ def parse_budget(text: str) -> list[BudgetSampler]:
         ValueError: The text is no list of samplers.
     """
     try:
-        samplers = []
-        for call in ast.parse(f"({text},)", mode="eval").body.elts:
+        samplers: list[BudgetSampler] = []
+        calls: Any = ast.parse(f"({text},)", mode="eval").body  # what it is not is an AttributeError
+        for call in calls.elts:
             arguments = [ast.literal_eval(argument) for argument in call.args]
             keywords = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
             samplers.append(SAMPLERS[call.func.id](*arguments, **keywords))

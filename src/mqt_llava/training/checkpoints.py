@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -58,7 +59,7 @@ def check_same_model(checkpoint: str | Path, config: CompressedLlavaConfig) -> N
 
 def _shape_of(config: dict, prefix: str = "") -> dict:
     """The flat settings of a configuration, without those that say how it is run rather than what it is."""
-    settings = {}
+    settings: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict) and name.endswith("_config"):
             settings |= _shape_of(value, f"{prefix}{name}.")

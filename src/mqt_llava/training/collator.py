@@ -9,13 +9,14 @@ import logging
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
-from ..models.processing_mqt_llava import MQTLlavaProcessor
+from ..models.processing_compressed_llava import CompressedLlavaProcessor
 from .budgets import BudgetSampler
 from .event_counts import EventCounts
 from .records import read_record
@@ -62,7 +63,7 @@ class BudgetCollator:
 
     def __init__(
         self,
-        processor: MQTLlavaProcessor,
+        processor: CompressedLlavaProcessor,
         budget: BudgetSampler | Sequence[BudgetSampler],
         *,
         chat_template: str | None = None,
@@ -79,7 +80,7 @@ class BudgetCollator:
                     f"is {processor.max_visual_tokens}."
                 )
         self.processor = processor
-        self.chat_template = chat_template or processor.chat_template
+        self.chat_template = str(chat_template or processor.chat_template)
         if not re.search(r"\{%-?\s*generation\s*-?%\}", self.chat_template):
             raise ValueError("`chat_template` must mark the answers with {% generation %} ... {% endgeneration %}.")
         if max_length is not None and max_length < 1:
@@ -90,7 +91,7 @@ class BudgetCollator:
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()
         self.epoch_callback = EpochCallback(self.epoch)
 
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[dict]) -> dict[str, Any]:
         """
         Args:
             rows: Items of a [`ConversationDataset`], or other rows that [`read_record`] knows.
@@ -103,14 +104,14 @@ class BudgetCollator:
         records = [read_record(row) for row in rows]
         drawn = self.draw_num_visual_tokens([record.id for record in records])
         batch = self.tokenize([record.messages_with_images() for record in records])
-        texts, is_kept = [], []
+        texts, kept_placeholders = [], []
         for record, ids, is_answer in zip(records, batch["input_ids"], batch["assistant_masks"]):
             ids, is_answer = torch.tensor(ids), torch.tensor(is_answer, dtype=torch.bool)
             kept = self._count_kept(record.id, ids, is_answer, drawn[-1])
             texts.append((ids[:kept], is_answer[:kept]))
-            is_kept.append((torch.arange(len(ids)) < kept)[ids == self.processor.image_token_id])
+            kept_placeholders.append((torch.arange(len(ids)) < kept)[ids == self.processor.image_token_id])
 
-        is_kept = torch.cat(is_kept)
+        is_kept = torch.cat(kept_placeholders)
         is_blank = not is_kept.any()
         if is_blank:
             # Every process runs every part of the model, or those that wait for its gradients wait forever. So text
@@ -133,7 +134,7 @@ class BudgetCollator:
             batch["pixel_values"] = torch.stack([torch.as_tensor(pixels) for pixels in batch["pixel_values"]])
         return batch
 
-    def apply_template(self, conversations: list[list[dict]], **processor_kwargs) -> dict:
+    def apply_template(self, conversations: list[list[dict]], **processor_kwargs: Any) -> dict:
         return self.processor.apply_chat_template(
             conversations,
             chat_template=self.chat_template,
@@ -166,10 +167,10 @@ class BudgetCollator:
             )  # fmt: skip
         return kept
 
-    def _build_prompts(self, texts: list[tuple], num_visual_tokens: int, is_blank: bool) -> dict[str, torch.Tensor]:
+    def _build_prompts(self, texts: list[tuple], num_visual_tokens: int, is_blank: bool) -> dict[str, Any]:
         """The texts at one m, padded on the right."""
         image_token_id = self.processor.image_token_id
-        columns = {"input_ids": [], "attention_mask": [], "labels": []}
+        columns: dict[str, list[torch.Tensor]] = {"input_ids": [], "attention_mask": [], "labels": []}
         counts = []
         for ids, is_answer in texts:
             is_image = ids == image_token_id
@@ -206,5 +207,5 @@ class EpochCallback(TrainerCallback):
     def __init__(self, epoch: torch.Tensor):
         self.epoch = epoch
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.epoch.fill_(int(state.epoch or 0))

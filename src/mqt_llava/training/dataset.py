@@ -3,10 +3,10 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 from torch.utils.data import Dataset
@@ -14,6 +14,10 @@ from torch.utils.data import Dataset
 from ..models.processing_compressed_llava import load_rgb
 from .event_counts import EventCounts
 from .records import RecordError, read_record
+
+
+if TYPE_CHECKING:
+    import datasets
 
 
 logger = logging.getLogger(__name__)
@@ -47,7 +51,12 @@ class ConversationDataset(Dataset):
     dict_keys(['id', 'messages', 'images'])
     ```"""
 
-    def __init__(self, rows: Sequence[dict], image_folder: str | Path | None = None, max_bad_share: float = 0.01):
+    def __init__(
+        self,
+        rows: "list[dict] | datasets.Dataset",
+        image_folder: str | Path | None = None,
+        max_bad_share: float = 0.01,
+    ):
         if len(rows) == 0:
             raise ValueError("`rows` is empty: there is nothing to train on.")
         columns = rows[0].keys() if isinstance(rows, list) else rows.column_names
@@ -66,7 +75,9 @@ class ConversationDataset(Dataset):
         self.event_counts = EventCounts("records", "bad_records")
 
     @classmethod
-    def from_json(cls, path: str | Path, image_folder: str | Path | None = None, **kwargs) -> "ConversationDataset":
+    def from_json(
+        cls, path: str | Path, image_folder: str | Path | None = None, **kwargs: Any
+    ) -> "ConversationDataset":
         """
         Reads a JSON list, or JSON lines, of records.
 
@@ -146,13 +157,15 @@ class ConversationDataset(Dataset):
             ) from error
 
 
-def _unique_ids(rows: Sequence[dict]) -> list[str]:
+def _unique_ids(rows: "list[dict] | datasets.Dataset") -> list[str]:
     """An id for each row: LLaVA's own files name several conversations about one image alike."""
     if isinstance(rows, list):
         names = [row.get("id") for row in rows]
     else:
         names = rows["id"] if "id" in rows.column_names else [None] * len(rows)
-    ids, seen, repeated = {}, Counter(), 0
+    ids: dict[str, int] = {}
+    seen: Counter[str] = Counter()
+    repeated = 0
     for index, name in enumerate(names):
         unique = name = f"row {index}" if name is None else str(name)
         while unique in ids:

@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard
+from transformers import PreTrainedModel
 from transformers.modelcard import TrainingSummary
 from transformers.utils.hub import create_and_tag_model_card
 
@@ -44,7 +46,7 @@ load_trained_parts(model, snapshot_download(name))
 PARTS_ALONE = "The repository holds only what was trained; the rest is that of the model before.\n"
 
 
-def write_training_card(path: Path, trainer, model_name: str | None = None, **kwargs) -> None:
+def write_training_card(path: Path, trainer: Any, model_name: str | None = None, **kwargs: Any) -> None:
     """
     Writes the card of what a trainer has trained, unless somebody wrote one, into that file or on the Hub.
 
@@ -81,7 +83,7 @@ def write_training_card(path: Path, trainer, model_name: str | None = None, **kw
     write_card(path, known, f"{describe(model, repo_id, lines)}\n{remark}{results(summary)}{heading}{training}")
 
 
-def how_to_load(trainer, model) -> tuple[str, str]:
+def how_to_load(trainer: Any, model: PreTrainedModel) -> tuple[str, str]:
     """The lines that load what a trainer saves, and a remark on them."""
     if not (trainer.is_peft or trainer.saves_parts_alone):
         return LOADING, WITH_THE_PACKAGE
@@ -90,7 +92,7 @@ def how_to_load(trainer, model) -> tuple[str, str]:
     return loading.format(import_base=import_base, base=base), remark
 
 
-def how_to_load_base(model) -> tuple[str, str]:
+def how_to_load_base(model: PreTrainedModel) -> tuple[str, str]:
     """An import and an expression for the model before it was trained: a checkpoint, or new between two others."""
     config, name = model.config, type(model).__name__
     if config._name_or_path:

@@ -52,7 +52,7 @@ def parameter_groups(
         weight_decay: Of those.
         learning_rates: Of each part, where it is not the common one.
     """
-    groups = {}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((part_of(name), name in decayed), []).append(parameter)

@@ -1,5 +1,7 @@
 """Conversations to batches for a QueCC-LLaVA, whose images go along with the question that they are encoded for."""
 
+from typing import Any
+
 import torch
 
 from ..models.processing_quecc_llava import QueCCLlavaProcessor
@@ -19,11 +21,11 @@ class QuestionCollator(BudgetCollator):
         chat_template, max_length, seed: As of a [`BudgetCollator`].
     """
 
-    def __init__(self, processor: QueCCLlavaProcessor, **kwargs):
+    def __init__(self, processor: QueCCLlavaProcessor, **kwargs: Any):
         super().__init__(processor, FixedBudget(processor.max_visual_tokens), **kwargs)
         self.blank_num_visual_tokens = processor.max_visual_tokens
 
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[dict]) -> dict[str, Any]:
         """
         As of a [`BudgetCollator`], with `query_input_ids` and `query_attention_mask` `(images, length)` in place of
         `visual_token_counts`.

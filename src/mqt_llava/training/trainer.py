@@ -5,11 +5,15 @@ numbers of visual tokens for one encoding, the loss by that number, and checkpoi
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.trainer_utils import TrainOutput
 
 from .checkpoints import check_same_model, last_complete_checkpoint, load_trained_parts, save_trained_parts
 from .collator import BudgetCollator
@@ -58,7 +62,12 @@ class MQTLlavaTrainer(Trainer):
         model, args, data_collator, **kwargs: As in [`~transformers.Trainer`].
     """
 
-    def __init__(self, model, args: MQTLlavaTrainingArguments, data_collator: BudgetCollator, **kwargs):
+    model: Any  # a model of this package, or PEFT's wrapper of one, which answers to the same names
+    args: MQTLlavaTrainingArguments
+    data_collator: BudgetCollator
+    processing_class: ProcessorMixin
+
+    def __init__(self, model: Any, args: MQTLlavaTrainingArguments, data_collator: BudgetCollator, **kwargs: Any):
         self.is_peft = not isinstance(model, PreTrainedModel)
         if not self.is_peft:
             train_parts(model, args.trained_parts)
@@ -74,24 +83,28 @@ class MQTLlavaTrainer(Trainer):
     def saves_parts_alone(self) -> bool:
         return not self.is_peft and "language_model" not in self.args.trained_parts
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """
         As [`~transformers.Trainer.train`]; `True` resumes from the last checkpoint that was written to its end.
 
         Raises:
             ValueError: The checkpoint, or what `output_dir` holds already, is of another model.
         """
+        output_dir = str(self.args.output_dir)
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_complete_checkpoint(output_dir)
             if resume_from_checkpoint is None:
-                raise ValueError(f"`output_dir` {self.args.output_dir} holds no complete checkpoint to resume from.")
-        is_used = (Path(self.args.output_dir) / "config.json").exists()
-        for folder in [resume_from_checkpoint] * bool(resume_from_checkpoint) + [self.args.output_dir] * is_used:
-            if not self.is_peft:
+                raise ValueError(f"`output_dir` {output_dir} holds no complete checkpoint to resume from.")
+        is_used = (Path(output_dir) / "config.json").exists()
+        for folder in (resume_from_checkpoint, output_dir if is_used else None):
+            if folder and not self.is_peft:
                 check_same_model(folder, self.model.config)
-        return super().train(resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def get_optimizer_cls_and_kwargs(self, args, model=None):
+    # transformers has it static, and calls it on the instance.
+    def get_optimizer_cls_and_kwargs(  # type: ignore[override]
+        self, args: Any, model: Any = None
+    ) -> tuple[Any, Any]:
         optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
         learning_rates = {
             "resampler": args.resampler_learning_rate,
@@ -102,14 +115,14 @@ class MQTLlavaTrainer(Trainer):
         kwargs.setdefault("params", parameter_groups(model, decayed, args.weight_decay, learning_rates))
         return optimizer_class, kwargs
 
-    def get_train_dataloader(self):
-        dataloader = super().get_train_dataloader()
+    def get_train_dataloader(self) -> DataLoader:
+        dataloader: Any = super().get_train_dataloader()  # accelerate's
         # Its workers' seeds come from elsewhere than dropout's numbers: with persistent workers, a run that is resumed
         # draws one more.
         dataloader.base_dataloader.generator = torch.Generator().manual_seed(self.args.seed)
         return dataloader
 
-    def _get_train_sampler(self, train_dataset=None):
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not (self.args.group_by_modality_length and isinstance(dataset, ConversationDataset)):
             return super()._get_train_sampler(train_dataset)
@@ -119,7 +132,9 @@ class MQTLlavaTrainer(Trainer):
         # batches are skipped after a resume.
         return ModalityLengthSampler(dataset.sizes, batch_size, seed, self.data_collator.epoch)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         nested, num_images = inputs.pop("nested", []), len(inputs["pixel_values"])
         if num_items_in_batch is not None:
             num_items_in_batch = num_items_in_batch.clamp(min=1)  # no answer may have fitted into `max_length`
@@ -127,17 +142,17 @@ class MQTLlavaTrainer(Trainer):
         self._note_loss(inputs, num_images, loss, num_items_in_batch)
         if nested:
             # The images' tokens come out of the pass at the largest m, and nest: the others take the first.
-            tokens = list(outputs.image_hidden_states.split(inputs["visual_token_counts"].tolist()))
+            tokens: Any = list(outputs.image_hidden_states.split(inputs["visual_token_counts"].tolist()))
             encoded = {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
             for prompts in nested:
                 prompts = {**prompts, "mm_encoder_outputs": encoded}
-                nested_loss = super().compute_loss(model, prompts, False, num_items_in_batch)
+                nested_loss: Any = super().compute_loss(model, prompts, False, num_items_in_batch)
                 self._note_loss(prompts, num_images, nested_loss, num_items_in_batch)
                 loss = loss + nested_loss
             loss = loss / (1 + len(nested))
         return (loss, outputs) if return_outputs else loss
 
-    def _note_loss(self, inputs, num_images: int, loss: torch.Tensor, num_items_in_batch: torch.Tensor | None) -> None:
+    def _note_loss(self, inputs: dict, num_images: int, loss: Any, num_items_in_batch: torch.Tensor | None) -> None:
         if num_items_in_batch is None or not self.model.training:
             return
         is_placeholder = inputs["input_ids"] == self.model.config.image_token_id
@@ -171,13 +186,13 @@ class MQTLlavaTrainer(Trainer):
             name: total for name, total in zip(counts, totals) if total and name not in ("records", "conversations")
         }
 
-    def create_model_card(self, **kwargs) -> None:
+    def create_model_card(self, **kwargs: Any) -> None:  # type: ignore[override]  # by name, as transformers calls it
         """
         As [`~transformers.Trainer.create_model_card`], and says what the model is and how it is asked. A card that
         somebody wrote stays as it is, in `output_dir` and on the Hub.
         """
         if self.is_world_process_zero():
-            write_training_card(Path(self.args.output_dir) / "README.md", self, **kwargs)
+            write_training_card(Path(str(self.args.output_dir)) / "README.md", self, **kwargs)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -191,7 +206,7 @@ class MQTLlavaTrainer(Trainer):
         if not self.saves_parts_alone:
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
+            folder = Path(output_dir or str(self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
             trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
             state_dict = self.model.state_dict() if state_dict is None else state_dict
@@ -199,7 +214,7 @@ class MQTLlavaTrainer(Trainer):
             self.model.config.save_pretrained(folder)
             self.processing_class.save_pretrained(folder)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.saves_parts_alone and not self.is_fsdp_enabled:
             load_trained_parts(self.model, resume_from_checkpoint)
         else:

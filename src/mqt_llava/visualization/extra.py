@@ -15,6 +15,6 @@ def import_extra(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         package = name.partition(".")[0]
-        if error.name.partition(".")[0] != package:  # it is there, but lacks something itself
+        if str(error.name).partition(".")[0] != package:  # it is there, but lacks something itself
             raise
         raise ImportError(f'This needs {package}: `pip install "mqt_llava[visual]"`.') from error

@@ -128,7 +128,7 @@ def draw_coverage(maps: torch.Tensor, num_visual_tokens: Sequence[int]) -> Figur
     if not num_visual_tokens or not all(1 <= m <= len(covered) for m in num_visual_tokens):
         raise ValueError(f"`num_visual_tokens` is {num_visual_tokens!r}, but must be in 1..{len(covered)}.")
     figure = new_figure(4.6)
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.3))
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.3))[:, 0]
     axes = above.subplots(1, len(num_visual_tokens), squeeze=False)[0]
     for axis, m in zip(axes, num_visual_tokens):
         picture = axis.imshow(covered[m - 1], cmap=COLOURS, vmin=0, vmax=1)

@@ -83,7 +83,7 @@ def visual_token_heatmap(answer: ImageAnswer, visual_token: int, method: str = "
     """
     check_visual_token(visual_token, answer.model.config.max_visual_tokens)
 
-    def score(patches):
+    def score(patches: torch.Tensor) -> torch.Tensor:
         return answer.visual_tokens(patches, visual_token + 1)[:, visual_token] @ direction
 
     with torch.no_grad():
@@ -110,7 +110,7 @@ def answer_score(
     if visual_token is not None:
         check_visual_token(visual_token, num_visual_tokens)
 
-    def score(patches):
+    def score(patches: torch.Tensor) -> torch.Tensor:
         tokens = answer.visual_tokens(patches, num_visual_tokens)
         if visual_token is not None:
             is_followed = torch.arange(num_visual_tokens, device=tokens.device) == visual_token

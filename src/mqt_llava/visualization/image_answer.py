@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
-from transformers import ProcessorMixin
+from transformers import BatchFeature
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..models.configuration_compressed_llava import check_num_visual_tokens
 from ..models.modeling_mqt_llava import MQTLlavaForConditionalGeneration
+from ..models.processing_mqt_llava import MQTLlavaProcessor
 
 
 @dataclass
@@ -27,8 +29,8 @@ class ImageAnswer:
     """
 
     model: MQTLlavaForConditionalGeneration
-    prompt_ids: torch.LongTensor
-    answer_ids: torch.LongTensor
+    prompt_ids: torch.Tensor
+    answer_ids: torch.Tensor
     patches: torch.Tensor
     blank_patches: torch.Tensor
     tokens: list[str]
@@ -38,7 +40,7 @@ class ImageAnswer:
     def ask(
         cls,
         model: MQTLlavaForConditionalGeneration,
-        processor: ProcessorMixin,
+        processor: MQTLlavaProcessor,
         image: Image.Image,
         question: str,
         answer: str | None = None,
@@ -58,9 +60,11 @@ class ImageAnswer:
         """
         if not isinstance(model, MQTLlavaForConditionalGeneration):
             raise TypeError(f"`model` is a {type(model).__name__}, but must be an MQTLlavaForConditionalGeneration.")
-        asked = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+        asked: list[dict] = [
+            {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}
+        ]
 
-        def tokenise(messages, **kwargs):
+        def tokenise(messages: list[dict], **kwargs: Any) -> BatchFeature:
             return processor.apply_chat_template(
                 messages,
                 tokenize=True,
@@ -73,7 +77,7 @@ class ImageAnswer:
         inputs = tokenise(asked, add_generation_prompt=True)
         prompt_ids, pixel_values = inputs["input_ids"][0], inputs["pixel_values"]
         if answer is None:
-            sequences = model.generate(
+            sequences: Any = model.generate(
                 **inputs,
                 num_visual_tokens=model.config.max_visual_tokens,
                 max_new_tokens=max_new_tokens,
@@ -119,9 +123,10 @@ class ImageAnswer:
         is_placeholder = self.prompt_ids == self.model.config.image_token_id
         is_kept = ~is_placeholder | (is_placeholder.cumsum(0) <= visual_tokens.shape[1])
         input_ids = torch.cat([self.prompt_ids[is_kept], self.answer_ids]).expand(len(visual_tokens), -1)
+        encoded: Any = list(visual_tokens)
         logits = self.model(
             input_ids=input_ids,
-            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=list(visual_tokens))},
+            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=encoded)},
             logits_to_keep=len(self.answer_ids) + 1,
             use_cache=False,
         ).logits[:, :-1]

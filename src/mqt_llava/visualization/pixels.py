@@ -1,11 +1,13 @@
 """From the patch grid back to the pixels of an image, as it was before padding, resizing and cropping."""
 
+from typing import Any
+
 import torch
 from torch import nn
-from transformers.image_processing_utils import BaseImageProcessor
+from transformers import LlavaImageProcessorPil
 
 
-def seen_box(image_processor: BaseImageProcessor, width: int, height: int) -> tuple[float, float, float, float]:
+def seen_box(image_processor: LlavaImageProcessorPil, width: int, height: int) -> tuple[float, float, float, float]:
     """
     The part of an image that the patch grid covers, with the padding around it.
 
@@ -30,14 +32,14 @@ def seen_box(image_processor: BaseImageProcessor, width: int, height: int) -> tu
     columns, rows = right - left, bottom - top  # before resizing
     new_columns, new_rows = columns, rows
     if image_processor.do_resize:
-        size = image_processor.size
+        size: Any = image_processor.size
         if size.shortest_edge:
             short = min(columns, rows)
             new_columns, new_rows = (int(size.shortest_edge * edge / short) for edge in (columns, rows))
         else:
             new_columns, new_rows = size.width, size.height
     if image_processor.do_center_crop:
-        crop = image_processor.crop_size
+        crop: Any = image_processor.crop_size
         # Where less is left than the crop wants, it pads; then the box grows.
         first_column, first_row = (new_columns - crop.width) // 2, (new_rows - crop.height) // 2
         x, y = columns / new_columns, rows / new_rows
@@ -47,7 +49,7 @@ def seen_box(image_processor: BaseImageProcessor, width: int, height: int) -> tu
 
 
 def heat_over_image(
-    heatmap: torch.Tensor, image_processor: BaseImageProcessor, width: int, height: int, smooth: bool = True
+    heatmap: torch.Tensor, image_processor: LlavaImageProcessorPil, width: int, height: int, smooth: bool = True
 ) -> torch.Tensor:
     """
     A heatmap over the patch grid as one over the pixels of an image.

@@ -3,6 +3,8 @@ What each query looks at. Keys hold positions only, so the attention of the quer
 image, and these maps are properties of a checkpoint.
 """
 
+from typing import Any
+
 import torch
 
 from ..models.configuration_compressed_llava import check_num_visual_tokens
@@ -27,9 +29,10 @@ def query_maps(
         TypeError, ValueError: m is no integer in 1..M.
     """
     config = model.config
+    vision: Any = config.vision_config
     m = config.max_visual_tokens if num_visual_tokens is None else num_visual_tokens
     (m,) = check_num_visual_tokens(m, config.max_visual_tokens, num_images=1)
-    grid = config.vision_config.image_size // config.vision_config.patch_size if grid is None else grid
+    grid = vision.image_size // vision.patch_size if grid is None else grid
     return model.model.resampler.attention_weights(grid * grid, m).unflatten(-1, (grid, grid))
 
 
