@@ -8,6 +8,7 @@ and the system may drop them again. Pickles are opened with `weights_only=True`,
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -43,7 +44,7 @@ class CheckpointReader:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.files = checkpoint_files(self.path)
-        self._shards = {}
+        self._shards: dict[str, SafetensorsShard | PickleShard] = {}
         for file in self.files:
             refuse_lfs_pointer(file)
             shard = SafetensorsShard(file) if file.suffix == ".safetensors" else PickleShard(file)
@@ -139,7 +140,7 @@ def is_plain(tensor: torch.Tensor) -> bool:
     )
 
 
-def load_pickle(file: Path):
+def load_pickle(file: Path) -> Any:
     """What `torch.save` wrote, mapped where the format allows it, with everything but tensors refused."""
     is_zip = starts_with(file, ZIP)
     if not is_zip and not starts_with(file, PICKLE):

@@ -1,7 +1,7 @@
 """Config and processor of a converted MQT-LLaVA, from what the original's files say."""
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaImageProcessorPil
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaImageProcessorPil, PreTrainedTokenizerBase
 
 from .. import MQTLlavaConfig, MQTLlavaProcessor
 from ..models.configuration_compressed_llava import check_num_visual_tokens
@@ -51,7 +51,7 @@ def num_queries(resampler: Part) -> int:
 
 
 def mqt_llava_processor(
-    original: dict, config: MQTLlavaConfig, image_processor: LlavaImageProcessorPil, tokenizer
+    original: dict, config: MQTLlavaConfig, image_processor: LlavaImageProcessorPil, tokenizer: PreTrainedTokenizerBase
 ) -> MQTLlavaProcessor:
     """
     The processor.

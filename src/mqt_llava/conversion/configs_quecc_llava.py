@@ -1,7 +1,7 @@
 """Config and processor of a converted QueCC-LLaVA, from what the original's files say."""
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaImageProcessorPil
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaImageProcessorPil, PreTrainedTokenizerBase
 
 from .. import QueCCLlavaConfig, QueCCLlavaProcessor
 from ..models.processing_compressed_llava import V1_CHAT_TEMPLATE
@@ -77,7 +77,10 @@ def kernel_size(original: dict) -> int:
 
 
 def quecc_llava_processor(
-    original: dict, config: QueCCLlavaConfig, image_processor: LlavaImageProcessorPil, tokenizer
+    original: dict,
+    config: QueCCLlavaConfig,
+    image_processor: LlavaImageProcessorPil,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> QueCCLlavaProcessor:
     return QueCCLlavaProcessor(
         image_processor=image_processor,

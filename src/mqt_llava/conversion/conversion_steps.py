@@ -14,13 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
-from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
 from ..files.atomic_folder import atomic_folder, clean_up
+from ..models.processing_compressed_llava import CompressedLlavaProcessor
 from .checkpoint_kinds import CheckpointKind
 from .configs_llava import (
     generation_config,
@@ -64,7 +66,7 @@ class Conversion:
     settings: dict[str, tuple]
     sources: Sources
     config: Callable[..., PreTrainedConfig]
-    processor: Callable[..., ProcessorMixin]
+    processor: Callable[..., CompressedLlavaProcessor]
     card: ConversionTexts
 
 
@@ -81,7 +83,10 @@ def convert(conversion: Conversion, args: argparse.Namespace) -> None:
     vision_folder = find_vision_tower(args.vision_tower, original.get("mm_vision_tower"), folder, has_vision)
     target = check_output(args.output, args.overwrite, filter(None, [folder, language_folder, vision_folder]))
 
-    vision = Part(resampler.checkpoint, VISION_PREFIX) if has_vision else open_vision_tower(vision_folder)
+    if has_vision or vision_folder is None:
+        vision = Part(resampler.checkpoint, VISION_PREFIX)
+    else:
+        vision = open_vision_tower(vision_folder)
     if vision_folder is None:
         vision_config = infer_vision_config(*vision)
     else:
@@ -90,7 +95,7 @@ def convert(conversion: Conversion, args: argparse.Namespace) -> None:
     language_config = original if language_folder == folder else read_json(language_folder / "config.json")
     old_vocab_size = language_config.get("vocab_size", 32000)
     tokenizer = convert_llama_tokenizer(language_folder, old_vocab_size)
-    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    image_token_id: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)  # of one token
     vocab_size = max(old_vocab_size, image_token_id + 1)
     dtype = stored_dtype(args.dtype, language_config, landmark(resampler, conversion.kind))
     config = conversion.config(
@@ -166,7 +171,7 @@ def meta_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> 
         return model_class(config)
 
 
-def try_processor(processor: ProcessorMixin, config: PreTrainedConfig) -> None:
+def try_processor(processor: CompressedLlavaProcessor, config: PreTrainedConfig) -> None:
     """Uses it once: wrong settings of pixels and tokens show themselves in a call, not before."""
     size = config.vision_config.image_size
     with blaming("The original's settings of image processor and tokenizer do not make a valid processor"):

@@ -63,7 +63,8 @@ def write_shards(
 
 def write_shard(file: Path, shapes: Shapes, dtype: torch.dtype, tensor: Callable[[str], torch.Tensor]) -> None:
     """One safetensors file."""
-    header, end = {"__metadata__": METADATA}, 0
+    header: dict[str, dict] = {"__metadata__": METADATA}
+    end = 0
     for name, shape in shapes.items():
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": [begin, end]}
@@ -84,7 +85,7 @@ def write_tensor(
             f"{name} is {tensor.dtype} {list(tensor.shape)}, but was announced as {dtype} {list(shape)}."
         )
     # Through uint8, since NumPy has no bfloat16.
-    stream.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    stream.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def parse_size(text: str) -> int:

@@ -89,7 +89,7 @@ def check_recipes(
 
 def unused(recipes: Iterable[Recipe]) -> set[str]:
     """Names in the recipes' checkpoints that no recipe uses."""
-    used = {}
+    used: dict[CheckpointReader, set[str]] = {}
     for recipe in recipes:
         used.setdefault(recipe.checkpoint, set()).add(recipe.source)
     return {name for checkpoint, names in used.items() for name in checkpoint.keys() if name not in names}

@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 from .configuration_compressed_llava import check_num_visual_tokens
 from .placeholders import (
@@ -62,7 +63,12 @@ class CacheFitting:
     """The part of [`PromptFitting`] for filled caches."""
 
     def _fit_new_tokens(
-        self, prompt: Prompt, known: CachedPrompts | None, config, num_visual_tokens, kwargs: dict
+        self,
+        prompt: Prompt,
+        known: CachedPrompts | None,
+        config: GenerationConfig,
+        num_visual_tokens: int | list[int] | None,
+        kwargs: dict,
     ) -> FittedPrompt:
         """Behind a cache that holds what is not passed: as transformers' own models go on, and not re-sized."""
         past_length = prompt.mask.shape[1] - prompt.placeholders.shape[1]
@@ -123,7 +129,9 @@ class CacheFitting:
                 num_cached -= image.num_visual_tokens
         return CachedPrompts(prompt.ids[:, :past_length], prompt.mask[:, :past_length].ne(0), known, past_length)
 
-    def _fit_embeds_to_cache(self, prompt: Prompt, num_visual_tokens, kwargs: dict) -> FittedPrompt:
+    def _fit_embeds_to_cache(
+        self, prompt: Prompt, num_visual_tokens: int | list[int] | None, kwargs: dict
+    ) -> FittedPrompt:
         """Embeddings of whole prompts, of which a cache holds the first columns as they are passed."""
         past_length = kwargs["past_key_values"].get_seq_length()
         if not is_padded_on_the_left(prompt.mask[:, past_length:]):
@@ -161,7 +169,14 @@ class CacheFitting:
                 "prompt at a time."
             )
 
-    def _fit_to_cache(self, prompt: Prompt, known: CachedPrompts, config, num_visual_tokens, kwargs) -> FittedPrompt:
+    def _fit_to_cache(
+        self,
+        prompt: Prompt,
+        known: CachedPrompts,
+        config: GenerationConfig,
+        num_visual_tokens: int | list[int] | None,
+        kwargs: dict,
+    ) -> FittedPrompt:
         """With a cache that is known: keeps of it what the prompts share with it."""
         cache, image_token_id = kwargs["past_key_values"], self.config.image_token_id
         raw_ids = [row[mask.ne(0)] for row, mask in zip(prompt.ids, prompt.mask)]
@@ -340,7 +355,9 @@ def equal_shares(num_placeholders: int, cached: list[ShownImage]) -> list[ShownI
     return [ShownImage(num_placeholders // len(cached)) for _ in cached if num_placeholders >= len(cached)]
 
 
-def resolve_num_visual_tokens(num_visual_tokens, images: list[ShownImage], max_visual_tokens: int) -> list[int]:
+def resolve_num_visual_tokens(
+    num_visual_tokens: int | list[int] | None, images: list[ShownImage], max_visual_tokens: int
+) -> list[int]:
     """
     The number of visual tokens that each image of a conversation shall have.
 

@@ -260,7 +260,7 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ll
         *,
         image_token_id: int | None = None,
         dtype: str | torch.dtype | None = None,
-        **config_kwargs,
+        **config_kwargs: Any,
     ) -> ModelWithHead:
         """
         Puts a new compressor between a pretrained vision tower and a pretrained decoder, ready to be trained.

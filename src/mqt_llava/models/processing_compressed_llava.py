@@ -99,7 +99,7 @@ class CompressedLlavaProcessor(ProcessorMixin):
             tokenizer.init_kwargs.pop(name, None)
         self.max_visual_tokens = max_visual_tokens
         self.image_token = IMAGE_TOKEN
-        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
     @staticmethod
     def validate_init_kwargs(processor_config: dict, valid_kwargs: list[str]) -> tuple[dict, dict]:
@@ -123,7 +123,7 @@ class CompressedLlavaProcessor(ProcessorMixin):
         return super().prepare_inputs_layout(images=images, text=text, **kwargs)
 
     def apply_chat_template(
-        self, conversation: list[dict] | list[list[dict]], chat_template: str | None = None, **kwargs
+        self, conversation: list[dict] | list[list[dict]], chat_template: str | None = None, **kwargs: Any
     ) -> Any:
         """
         As of every processor. The content item of an image may hold `num_visual_tokens`, which goes before the call's

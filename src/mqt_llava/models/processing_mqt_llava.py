@@ -83,7 +83,7 @@ class MQTLlavaProcessor(CompressedLlavaProcessor):
 
     # `num_visual_tokens` is not the image processor's, and the loaded images have no `input_data_format` any more.
     def _process_images(
-        self, images: ImageInput, num_visual_tokens=None, input_data_format=None, **kwargs
+        self, images: ImageInput, num_visual_tokens: Any = None, input_data_format: Any = None, **kwargs: Any
     ) -> tuple[BatchFeature, list[str]]:
         image_inputs = self.image_processor(images, **kwargs)
         image_inputs["visual_token_counts"] = self.num_visual_tokens_per_image(num_visual_tokens, len(images))

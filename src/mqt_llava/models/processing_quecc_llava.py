@@ -167,7 +167,7 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
 
     # `num_visual_tokens` is not the image processor's, and the loaded images have no `input_data_format` any more.
     def _process_images(
-        self, images: ImageInput, num_visual_tokens=None, input_data_format=None, **kwargs
+        self, images: ImageInput, num_visual_tokens: Any = None, input_data_format: Any = None, **kwargs: Any
     ) -> tuple[BatchFeature, list[str]]:
         return super()._process_images(images, **kwargs)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin
+from transformers.generation.utils import GenerateOutput
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
@@ -46,7 +47,14 @@ class PromptFitting(CacheFitting):
         """Arguments of `get_image_features` for images at these numbers of visual tokens."""
         raise NotImplementedError
 
-    def generate_fitted(self, num_visual_tokens, inputs, generation_config, args: tuple, kwargs: dict):
+    def generate_fitted(
+        self,
+        num_visual_tokens: Any,  # or a budget that chooses it
+        inputs: torch.Tensor | None,
+        generation_config: GenerationConfig | None,
+        args: tuple,
+        kwargs: dict,
+    ) -> GenerateOutput | torch.LongTensor:
         """Transformers' `generate` on prompts that were fitted to `num_visual_tokens` and to `past_key_values`."""
         config, _ = self._prepare_generation_config(generation_config, **kwargs)
         self.check_cache_is_used(config)
@@ -59,7 +67,9 @@ class PromptFitting(CacheFitting):
         outputs = super().generate(inputs, generation_config, *args, **kwargs)
         return self._finish(outputs, prompt.ids, fitted, config, kwargs.get("past_key_values"))
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args: Any, **kwargs: Any) -> None:
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict, *args: Any, **kwargs: Any
+    ) -> None:
         """As transformers does it; but a [`DynamicCache`] of its making is one that knows its prompts."""
         is_passed = model_kwargs.get("past_key_values") is not None
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
@@ -117,7 +127,9 @@ class PromptFitting(CacheFitting):
             return []
         return [ShownImage(0, pixels=pixels) for pixels in kwargs["pixel_values"]]
 
-    def _fit_prompt(self, prompt: Prompt, config, num_visual_tokens: int | list[int] | None, kwargs) -> FittedPrompt:
+    def _fit_prompt(
+        self, prompt: Prompt, config: GenerationConfig, num_visual_tokens: int | list[int] | None, kwargs: dict
+    ) -> FittedPrompt:
         """
         Re-sizes the prompt, and what goes along with it in `kwargs`, to the number of visual tokens that is asked for,
         and to what `past_key_values` holds of it.
@@ -136,7 +148,9 @@ class PromptFitting(CacheFitting):
             known = self._assume_prompts(prompt, past_length)
         return self._fit_to_cache(prompt, known, config, num_visual_tokens, kwargs)
 
-    def _fit_fresh(self, prompt: Prompt, config, num_visual_tokens, kwargs: dict) -> FittedPrompt:
+    def _fit_fresh(
+        self, prompt: Prompt, config: GenerationConfig, num_visual_tokens: int | list[int] | None, kwargs: dict
+    ) -> FittedPrompt:
         """Without anything in a cache."""
         is_embedded = kwargs.get("inputs_embeds") is not None
         if not is_embedded:
@@ -228,7 +242,14 @@ class PromptFitting(CacheFitting):
         kwargs.update(resized)
         return ids
 
-    def _finish(self, outputs, prompt: torch.Tensor | None, fitted: FittedPrompt, config, cache):
+    def _finish(
+        self,
+        outputs: GenerateOutput | torch.LongTensor,
+        prompt: torch.Tensor | None,
+        fitted: FittedPrompt,
+        config: GenerationConfig,
+        cache: Cache | None,
+    ) -> GenerateOutput | torch.LongTensor:
         """What `generate` returns, beginning with the caller's own prompt; and notes what the cache holds now."""
         is_dict = isinstance(outputs, ModelOutput)
         sequences = outputs.sequences if is_dict else outputs
