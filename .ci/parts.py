@@ -35,7 +35,7 @@ PARTS = [  # the longest first
     # It lies between two versions that run the whole suite.
     Part("python-3.12", 8, f"{NOX} tests-3.12 -- -m pytest tests/test_golden.py tests/test_hub.py"),
     Part("lmms_eval", 8, f"{NOX} lmms_eval"),
-    # With a random seed: what that finds was there before, so it is reported. The fixed seed that decides is in `test`.
+    # With a random seed: what that finds was there before, so it is reported. The fixed seed, in `test`, decides.
     Part("fuzz", 4, "make fuzz MINUTES=3", decides=False),
     Part("browser", 8, f"{CHROMIUM}; {NOX} browser"),
     Part("torchao", 4, f"{NOX} torchao"),

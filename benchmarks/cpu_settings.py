@@ -1,7 +1,7 @@
 """
 Which dtype, attention and compilation to choose on a CPU: first token and further tokens of an answer under each.
 
-    python benchmarks/cpu_settings.py --size full --output benchmarks/results/cpu_settings.json
+    python benchmarks/cpu_settings.py --size full --rounds 3 --output benchmarks/results/cpu_settings.json
 
 MQT-LLaVA with random weights at the shapes of `first_token.py`: CLIP-L/14-336 and a decoder of about a billion
 parameters; one prompt of an image and 64 text tokens, an answer of 33 tokens that does not end early. All settings

@@ -3,6 +3,7 @@ A differential fuzzer over the public surface: random calls, judged by an oracle
 
     make fuzz                                                          20,000 calls over all surfaces
     PYTHONPATH=tests python -m fuzz --surface caches --seed 7 --case 123      one case again
+    PYTHONPATH=tests python -m fuzz --planted                          whether it finds bugs that the package once had
 
 A case is a function of surface, seed and number alone, whatever ran before it. What a call may come to:
 
