@@ -5,8 +5,8 @@ The stacks that the package is tested with: the package's extras under constrain
     .venv/bin/nox -s vllm                                 a stack's tests, installed first
     .venv/bin/nox -R -s vllm -- -m pytest tests/serving   anything else with a stack's Python, which is installed
 
-nox rather than uv: pip under constraints.txt takes any index, while uv's lock file names the index of whoever wrote it;
-and a session can leave out what a package asks for.
+nox rather than uv: pip under constraints.txt takes any index, while uv's lock file names the index of whoever wrote
+it; and a session can leave out what a package asks for.
 """
 
 import shutil
@@ -57,7 +57,7 @@ def tests(session):
 def oldest(session):
     """The suite with the oldest torch and transformers of setup.py."""
     # requests is what `transformers serve` of 5.19 imports besides.
-    install(session, "--editable", ".[dev]", "requests", torch="2.6.0", transformers="5.19.0")
+    install(session, "--editable", ".[dev]", "requests", torch="2.7.0", transformers="5.19.0")
     run(session, *SUITE)
 
 
