@@ -54,7 +54,7 @@ setup(
         "mqt_llava.evaluation": ["published.json", "tasks/*/*"],
     },
     install_requires=[
-        "torch>=2.6",
+        "torch>=2.7",  # transformers 5.19 cannot be imported beside 2.6 where there is no accelerator
         "transformers>=5.19,<6",
         "safetensors",
         "accelerate",

@@ -1,7 +1,7 @@
 """
 Which dtype, attention and compilation to choose on a CPU: first token and further tokens of an answer under each.
 
-    python benchmarks/cpu_settings.py --size full --output benchmarks/results/cpu_settings.json
+    python benchmarks/cpu_settings.py --size full --rounds 3 --output benchmarks/results/cpu_settings.json
 
 MQT-LLaVA as in `compared_models.py`, with CLIP-L/14-336 and a decoder of about a billion parameters; one prompt, an
 answer of 33 tokens. All settings hold the same weights, in float32 or rounded to bfloat16. They take turns, at each m,

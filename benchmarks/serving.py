@@ -1,7 +1,8 @@
 """
 Throughput of vLLM's OpenAI-compatible server by number of visual tokens, on a CPU with the embedded checkpoint:
 
-    python benchmarks/serving.py --output benchmarks/results/serving.json      # make bench-serving
+    OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_LOGGING_LEVEL=WARNING \
+        nox -s vllm -- benchmarks/serving.py --output benchmarks/results/serving.json
 
 It starts a server and sends rounds of 64 streaming requests at once, all with the same m, or each with one of them in
 turn ("mixed"); the rounds come in random order. Each request shows a picture of its own that no cache knows, and gets

@@ -1,7 +1,8 @@
 """
 Calibrates the embedded checkpoint's adaptive budget and shows what it saves:
 
-    python examples/fashion_mosaics/adaptive.py --output model_cards/mqt-llava-tiny/adaptive.json
+    OMP_NUM_THREADS=1 python examples/fashion_mosaics/adaptive.py --save \
+        --output model_cards/mqt-llava-tiny/adaptive.json --figure docs/images/adaptive.png
 
 Three coarse questions ("Is there any footwear?") to one fine one (a place, a row, a column or the whole list) about
 each mosaic. The threshold is found on mosaics of one half of the official test items and judged on mosaics of the

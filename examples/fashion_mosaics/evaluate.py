@@ -1,7 +1,7 @@
 """
 Accuracy by kind of question and number of visual tokens, on mosaics of the official test items:
 
-    python examples/fashion_mosaics/evaluate.py --model model_cards/mqt-llava-tiny
+    OMP_NUM_THREADS=1 python examples/fashion_mosaics/evaluate.py --model model_cards/mqt-llava-tiny
 
 A query transformer encodes each image once, with all its tokens, and every number of tokens answers from those. QueCC
 has one number of tokens, and encodes an image for each question.

@@ -1,7 +1,7 @@
 """
 How much of a heatmap lies where the answer is: "What is in the top left?" on held-out mosaics.
 
-    python examples/fashion_mosaics/heatmap_mass.py
+    python examples/fashion_mosaics/heatmap_mass.py --output benchmarks/results/heatmap_mass.json
 
 For each way to make a heatmap of the model's answer, the share of its positive mass that is in the top left cell, mean
 over the mosaics; an even heatmap has 1/16 there. Measured besides: the vision tower's other layers; the logit of the

@@ -1,10 +1,11 @@
 """
 Accuracy with the decoder's weights quantised, by number of visual tokens, on mosaics of the official test items:
 
-    python examples/fashion_mosaics/quantized.py --output benchmarks/results/quantized.json
+    nox -s torchao -- examples/fashion_mosaics/quantized.py --output benchmarks/results/quantized.json
 
 The vision tower, the query transformer and the head stay in bfloat16: an argument of each configuration names them,
-and without it bitsandbytes and torchao quantise the image path too. Methods whose package is missing are left out.
+and without it bitsandbytes and torchao quantise the image path too. Methods whose package is missing are left out;
+with `python` in place of `nox -s torchao --` that is torchao's.
 """
 
 import argparse

@@ -1,13 +1,14 @@
 """
-Trains the checkpoint in model_cards/mqt-llava-tiny from scratch, on two CPU cores: `make train-tiny`.
+Trains the checkpoint in model_cards/mqt-llava-tiny from scratch, on two CPU cores (an hour):
 
-    python examples/fashion_mosaics/train.py --output_dir runs/mqt-llava-tiny
+    OMP_WAIT_POLICY=passive python examples/fashion_mosaics/train.py --output_dir runs/mqt-llava-tiny
 
 A small CLIP vision tower, a query transformer of 16 queries and a small Llama learn together, in three stages: to list
 everything, then to find rows, columns and single places, both with all 16 visual tokens, and at last every kind of
 question at a number of visual tokens that is drawn for each batch.
 
-Called again with the same folder, it goes on from the last checkpoint.
+Called again with the same folder, it goes on from the last checkpoint. Threads that wait without spinning
+leave a core to the data worker.
 """
 
 import random

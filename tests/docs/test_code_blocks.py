@@ -55,13 +55,13 @@ def test_blocks_are_found():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_comments_name_a_test_or_a_reason(page):
-    targets = set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    sessions = set(re.findall(r"^def (\w+)\(session\)", (REPOSITORY / "noxfile.py").read_text(), re.MULTILINE))
     for block in BLOCKS[page]:
         if block.comment is None:
             continue
-        assert set(re.findall(r"make ([\w-]+)", block.comment)) <= targets, block
+        assert set(re.findall(r"nox -s ([\w-]+)", block.comment)) <= sessions, block
         if block.comment.startswith("run by"):
-            path, name = re.match(r"run by (tests/[\w/]+\.py)::(\w+)(?:, make [\w-]+)?$", block.comment).groups()
+            path, name = re.match(r"run by (tests/[\w/]+\.py)::(\w+)(?:, nox -s \w+)?$", block.comment).groups()
             assert f"\ndef {name}(" in (REPOSITORY / path).read_text(), block
         else:
             assert re.match("not run: .{8,}", block.comment), block

@@ -1,5 +1,5 @@
 """
-lmms-eval itself, with the embedded checkpoint and the shipped task: `make test-lmms-eval`.
+lmms-eval itself, with the embedded checkpoint and the shipped task: `nox -s lmms_eval`.
 
 Nothing here needs a network; lmms-eval is told so.
 """
@@ -21,7 +21,7 @@ from tests.builders.paths import CHECKPOINT, REPOSITORY
 from tests.builders.scripts import load_script
 
 
-pytest.importorskip("lmms_eval", reason="needs lmms-eval: make test-lmms-eval")
+pytest.importorskip("lmms_eval", reason="needs lmms-eval: nox -s lmms_eval")
 pytestmark = pytest.mark.lmms_eval
 
 from datasets import load_dataset  # noqa: E402

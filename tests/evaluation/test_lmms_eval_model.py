@@ -1,4 +1,4 @@
-"""The model class that lmms-eval calls, on requests made by hand: `make test-lmms-eval`."""
+"""The model class that lmms-eval calls, on requests made by hand: `nox -s lmms_eval`."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from PIL import Image
 from tests.builders.paths import CHECKPOINT, PICTURES
 
 
-pytest.importorskip("lmms_eval", reason="needs lmms-eval: make test-lmms-eval")
+pytest.importorskip("lmms_eval", reason="needs lmms-eval: nox -s lmms_eval")
 pytestmark = pytest.mark.lmms_eval
 
 from lmms_eval.api.instance import Instance  # noqa: E402

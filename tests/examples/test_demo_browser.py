@@ -1,5 +1,5 @@
 """
-The web demo in a headless Chromium, as a visitor uses it: `make test-browser`.
+The web demo in a headless Chromium, as a visitor uses it: `nox -s browser`.
 
 With SCREENSHOTS=FOLDER in the environment it leaves pictures there, to be looked at.
 """
@@ -28,7 +28,7 @@ QUESTION, ANSWER = "List the items in the second row.", "sneaker, coat, dress, s
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """Where the demo serves, a process of its own, as started by a visitor; with it, all that it stored is gone."""
-    pytest.importorskip("gradio", reason="needs gradio: `make test-browser`")
+    pytest.importorskip("gradio", reason="needs gradio: `nox -s browser`")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -58,7 +58,7 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: `make test-browser`")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: `nox -s browser`")
     executable = shutil.which("chromium") or shutil.which("google-chrome")
     if executable is None:
         pytest.skip("needs Chromium, such as Debian's package chromium")

@@ -12,7 +12,7 @@ HAS_VLLM = importlib.util.find_spec("vllm") is not None
 
 def pytest_collection_modifyitems(items):
     if not HAS_VLLM:
-        reason = pytest.mark.skip(reason="vLLM needs a virtual environment of its own: make test-vllm")
+        reason = pytest.mark.skip(reason="vLLM needs an environment of its own: nox -s vllm")
         for item in items:
             if item.get_closest_marker("vllm"):
                 item.add_marker(reason)
