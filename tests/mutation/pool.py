@@ -28,7 +28,7 @@ class Pool:
 
     def __exit__(self, *error):
         for worker in self.workers:
-            worker.kill()
+            worker.stdin.close()
             worker.wait()
 
     def map(self, function: Callable, items: Iterable) -> None:
@@ -41,15 +41,15 @@ class Pool:
             for _ in threads.map(function, items):
                 pass
 
-    def ask(self, job: dict) -> dict:
+    def ask(self, method: str, **arguments) -> dict:
         """What a worker that is idle answers."""
         worker = self.idle.get()
-        worker.stdin.write(json.dumps(job) + "\n")
+        worker.stdin.write(json.dumps([method, arguments]) + "\n")
         worker.stdin.flush()
         answer = json.loads(worker.stdout.readline())
         self.idle.put(worker)
-        if answer.get("outcome") == "error":
-            raise RuntimeError(answer["by"])
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
         return answer
 
     def start(self) -> None:
@@ -70,4 +70,4 @@ class Pool:
             self.workers.append(worker)
             self.idle.put(worker)
         with ThreadPoolExecutor(self.num_workers) as threads:
-            list(threads.map(self.ask, [{"kind": "preload", "files": self.files}] * self.num_workers))
+            list(threads.map(lambda _: self.ask("preload", files=self.files), self.workers))

@@ -15,37 +15,32 @@ class Selection:
     def __init__(self, root: Path, recorded: list[dict]):
         self.root, self.seconds, self.lines = root, {}, {}
         for record in recorded:
-            bad = {test for test, _ in record["not_passed"]}
-            seconds = {test: time for test, time in record["seconds"].items() if test not in bad}
+            seconds = record["seconds"]
             self.seconds.update(seconds)
             for file, by_line in record["lines"].items():
                 for line, tests in by_line.items():
-                    known = self.lines.setdefault(file, {}).setdefault(int(line), {"test": set(), "collection": set()})
-                    known["test"].update(seconds.keys() & tests)
-                    known["collection"].update(seconds if "" in tests else ())
+                    known = self.lines.setdefault(file, {}).setdefault(int(line), set())
+                    known |= seconds.keys() & (tests if "" not in tests else seconds)
 
     def tests(self, mutant: Mutant) -> dict[str, float]:
         """The tests that execute the mutant, in the order in which they run, with the seconds that they take."""
-        (first, last), kinds = self.scope(mutant)
+        first, last = self.scope(mutant)
         by_line = self.lines.get(mutant.file, {})
-        known = [by_line[line][kind] for line in by_line if first <= line <= last for kind in kinds]
-        tests = sorted(set().union(*known), key=lambda test: self.rank(mutant, test))
-        return {test: self.seconds[test] for test in tests}
+        tests = set().union(*(tests for line, tests in by_line.items() if first <= line <= last))
+        return {test: self.seconds[test] for test in sorted(tests, key=lambda test: self.rank(mutant, test))}
 
-    def scope(self, mutant: Mutant) -> tuple[tuple[int, int], tuple[str, ...]]:
+    def scope(self, mutant: Mutant) -> tuple[int, int]:
         """
-        The lines whose tests meet a mutant, and when they must be executed. A line outside functions is executed by
-        every import, so those of its function or of its file stand for it.
+        The lines whose tests meet a mutant. What is executed on import has none of its own, so the lines of its
+        function stand for a default value, and those of its file for a constant.
         """
         first, last = mutant.lines
         tree = ast.parse((self.root / mutant.file).read_bytes())
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
         if any(function.body[0].lineno <= first <= function.end_lineno for function in functions):
-            return mutant.lines, ("test", "collection")
-        for function in functions:
-            if first <= function.lineno <= last:
-                return (function.body[0].lineno, function.end_lineno), ("test", "collection")
-        return (1, tree.body[-1].end_lineno), ("test",)
+            return first, last
+        heads = [function for function in functions if first <= function.lineno <= last]
+        return (heads[0].lineno, heads[0].end_lineno) if heads else (1, tree.body[-1].end_lineno)
 
     def rank(self, mutant: Mutant, test: str) -> tuple:
         """Fast before slow, the mirrored file first; files together, since fixtures live as long as their file."""

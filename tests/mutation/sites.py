@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from .operators import OPERATORS, Text, is_number
+from .operators import Text, edits, is_number
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,10 @@ def draw(root: Path, files: list[str], number: int, seed: int) -> list[Mutant]:
 
 
 def mutants_of(file: str, source: bytes) -> Iterator[Mutant]:
-    text, seen = Text(source), set()
+    text = Text(source)
     for node, lines in nodes(ast.parse(source), (1, 1)):
-        for operator in OPERATORS:
-            for edit in operator(node, text):
-                if edit not in seen:
-                    seen.add(edit)
-                    start, end, replacement = edit
-                    yield Mutant(file, operator.__name__, lines, start, end, replacement.decode())
+        for operator, start, end, replacement in edits(node, text):
+            yield Mutant(file, operator, lines, start, end, replacement.decode())
 
 
 def nodes(node: ast.AST, lines: tuple[int, int]) -> Iterator[tuple[ast.AST, tuple[int, int]]]:
@@ -60,17 +56,14 @@ def nodes(node: ast.AST, lines: tuple[int, int]) -> Iterator[tuple[ast.AST, tupl
         lines = (node.lineno, max(node.lineno, body[0].lineno - 1) if body else node.end_lineno)
     yield node, lines
     # What a refusal says is no behaviour; where the parts of an f-string stand differs between versions of Python.
-    if isinstance(node, ast.Raise | ast.JoinedStr) or is_assignment_to_all(node) or is_number(node):
+    is_all = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__all__"
+    if isinstance(node, ast.Raise | ast.JoinedStr) or is_number(node) or is_all:
         return
     for name, value in ast.iter_fields(node):
         if name not in ("annotation", "returns"):
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, ast.AST):
                     yield from nodes(child, lines)
-
-
-def is_assignment_to_all(node: ast.AST) -> bool:
-    return isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__all__"
 
 
 def compiles(source: bytes) -> bool:

@@ -16,15 +16,16 @@ def record(pool: Pool, folder: Path, sources: list[str], tests: list[str]) -> li
     paths = {file: folder / (file.replace("/", "__") + ".json") for file in tests}
 
     def record_file(file: str) -> None:
-        answer = pool.ask({"kind": "record", "files": [file], "sources": sources})
-        paths[file].write_text(json.dumps(answer))
+        answer = pool.ask("record", file=file, sources=sources)
+        part = paths[file].with_suffix(".part")
+        part.write_text(json.dumps(answer))
+        part.replace(paths[file])
         print(f"recorded {file}: {len(answer['seconds'])} tests, {sum(answer['seconds'].values()):.0f} s", flush=True)
 
     pool.map(record_file, [file for file, path in paths.items() if not path.exists()])
     records = [json.loads(path.read_text()) for path in paths.values()]
-    for test, outcome in (test for one in records for test in one["not_passed"]):
-        if outcome == "failed":
-            print(f"judges no mutant, since it fails without: {test}")
+    for test in (test for one in records for test in one["failed"]):
+        print(f"judges no mutant, since it fails without: {test}")
     return records
 
 
@@ -35,28 +36,28 @@ def judge(pool: Pool, path: Path, mutants: list[Mutant], selection: Selection, c
     left = [mutant for mutant in mutants if key(asdict(mutant)) not in known]
     lock, sound = threading.Lock(), set()
 
-    def run(file: str, source: bytes, tests: dict[str, float]) -> dict:
-        return pool.ask(
-            {"kind": "judge", "file": file, "source": source.decode(), "tests": tests, "cpu_seconds": cpu_seconds}
-        )
+    def run(mutant: Mutant, tests: dict[str, float], is_applied: bool = True) -> dict:
+        source = (pool.root / mutant.file).read_bytes()
+        source = (mutant.apply(source) if is_applied else source).decode()
+        return pool.ask("judge", file=mutant.file, source=source, tests=tests, cpu_seconds=cpu_seconds)
 
     def is_sound(mutant: Mutant, by: str, tests: dict[str, float]) -> bool:
         """Whether the test that fails, behind those in front of it, passes without the mutant."""
         names = list(tests)
         if by not in sound and by in tests:
             as_before = {test: tests[test] for test in names[: names.index(by) + 1]}
-            if run(mutant.file, (pool.root / mutant.file).read_bytes(), as_before)["outcome"] == "killed":
+            if run(mutant, as_before, is_applied=False)["outcome"] == "killed":
                 return False
             sound.add(by)
         return True
 
     def judge_one(mutant: Mutant) -> None:
         tests = selection.tests(mutant)
-        answer = run(mutant.file, mutant.apply((pool.root / mutant.file).read_bytes()), tests)
+        answer = run(mutant, tests)
         while answer["outcome"] == "killed" and not is_sound(mutant, answer["by"], tests):
             print(f"fails without the mutant: {answer['by']}", flush=True)
             tests.pop(answer["by"])
-            answer = run(mutant.file, mutant.apply((pool.root / mutant.file).read_bytes()), tests)
+            answer = run(mutant, tests)
         with lock:
             with path.open("a") as file:
                 file.write(json.dumps({**asdict(mutant), **answer}) + "\n")
