@@ -1,8 +1,8 @@
 """
 What a mutant changes: the edits that operators make of a node of the syntax tree.
 
-They are the usual ones: Offutt's sufficient set, statement deletion, and what mutmut and cosmic-ray have besides. An edit
-replaces a few bytes and nothing else, so that a mutant is read as a diff of one line.
+They are the usual ones: Offutt's sufficient set, statement deletion, and what mutmut and cosmic-ray have besides. An
+edit replaces a few bytes and nothing else, so that a mutant is read as a diff of one line.
 """
 
 import ast
