@@ -22,8 +22,9 @@ demo-web: $(VENV)/.nox  ## Serve a web page to ask about pictures with a slider 
 test: $(VENV)/.installed  ## Run the test suite
 	$(PYTEST) -m "not slow" -n logical --maxprocesses 4
 
-lint: $(VENV)/.nox  ## Check style
+lint: $(VENV)/.installed  ## Check style and types
 	$(VENV)/bin/nox -s lint
+	$(VENV)/bin/mypy
 
 fuzz: $(VENV)/.installed  ## Compare 20,000 random calls with an oracle (a quarter of an hour); CALLS=, MINUTES=, ARGS="--seed 7"
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz --calls $(CALLS) --minutes $(MINUTES) $(ARGS)

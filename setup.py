@@ -55,7 +55,7 @@ setup(
     },
     install_requires=[
         "torch>=2.7",  # transformers 5.19 cannot be imported beside 2.6 where there is no accelerator
-        "transformers>=5.19,<6",
+        "transformers>=5.19,<5.24",  # 5.24 renames `past_key_values`, and what LLaVA returns
         "safetensors",
         "accelerate",
         "huggingface_hub",

@@ -33,7 +33,11 @@ PARTS = [  # the longest first
     Part("vllm", 10, f"{NOX} vllm"),
     Part("slow", 10, "OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m slow"),
     # It lies between two versions that run the whole suite.
-    Part("python-3.12", 8, f"{NOX} tests-3.12 -- -m pytest tests/test_golden.py tests/test_hub.py"),
+    Part(
+        "python-3.12",
+        8,
+        f"{NOX} tests-3.12 -- -m pytest tests/integration/test_golden.py tests/integration/test_hub.py",
+    ),
     Part("lmms_eval", 8, f"{NOX} lmms_eval"),
     # With a random seed: what that finds was there before, so it is reported. The fixed seed, in `test`, decides.
     Part("fuzz", 4, "make fuzz MINUTES=3", decides=False),

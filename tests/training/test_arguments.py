@@ -173,6 +173,13 @@ def test_a_new_model_learns(parts, picture):
     assert model.model.resampler.query.grad.any()
 
 
+def test_a_new_model_has_the_dtype_that_is_asked_for(parts):
+    names = {"vision_tower": str(parts / "clip"), "language_model": str(parts / "llama"), "compressor": "quecc"}
+    args = ModelArguments(**names, kernel_size=2, vision_context_layers=[1, 2], dtype="bfloat16")
+    model, processor = load_model_and_processor(args)
+    assert model.dtype == torch.bfloat16 and processor.max_visual_tokens == model.config.num_visual_tokens == 4
+
+
 def test_a_checkpoint_with_the_parts_of_another_run(tmp_path):
     model, processor = load_model_and_processor(ModelArguments(model_name_or_path=CHECKPOINT, dtype="bfloat16"))
     assert model.dtype == torch.bfloat16 and processor.image_processor.do_pad

@@ -135,6 +135,13 @@ def test_too_many_bad_records_stop_the_run(picture_folder):
         assert part in str(raised.value)
 
 
+def test_few_records_are_judged_as_a_hundred(picture_folder):
+    rows = make_rows("missing.png", "missing.png", "mosaic_0.png")
+    ConversationDataset(rows, picture_folder, max_bad_share=0.02)[0]
+    with pytest.raises(TooManyBadRecords, match="2 of the 2 records"):
+        ConversationDataset(rows, picture_folder, max_bad_share=0.0199)[0]
+
+
 def test_the_share_of_many_records_counts(picture_folder):
     rows = make_rows(*[None] * 999, "missing.png")
     dataset = ConversationDataset(rows, picture_folder, max_bad_share=0.0101)

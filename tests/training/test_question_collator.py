@@ -104,6 +104,7 @@ def test_collator_goes_by_the_processor(quecc_processor, embedded_processor):
     assert isinstance(collator, QuestionCollator) and collator.chat_template == quecc_processor.chat_template
     collator = build_collator(embedded_processor, "FixedBudget(3)", is_stage_1=True)
     assert not isinstance(collator, QuestionCollator) and collator.chat_template == PLAIN_TEMPLATE
+    assert build_collator(embedded_processor, "FixedBudget(3)").chat_template == embedded_processor.chat_template
 
 
 @pytest.mark.parametrize("parts", [["resampler"], ["resampler", "language_model"]])

@@ -181,9 +181,8 @@ class BudgetCollator:
             counts += [num_visual_tokens] * int(is_image.sum())
         if is_blank:
             blank = {"input_ids": image_token_id, "attention_mask": 0, "labels": IGNORED}
-            shortest = min(
-                range(len(texts)), key=lambda row: len(texts[row][0])
-            )  # where there is padding, if anywhere
+            lengths = [len(ids) for ids, _ in texts]
+            shortest = lengths.index(min(lengths))  # where there is padding, if anywhere
             for name, rows in columns.items():
                 rows[shortest] = torch.cat([rows[shortest], torch.tensor([blank[name]] * num_visual_tokens)])
             counts = [num_visual_tokens]

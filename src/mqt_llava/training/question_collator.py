@@ -37,9 +37,9 @@ class QuestionCollator(BudgetCollator):
     def tokenize(self, conversations: list[list[dict]]) -> dict:
         batch = self.apply_template(conversations)
         for row, ids in enumerate(batch["input_ids"]):
-            # Of each image's placeholders the first stays, and is repeated again.
+            # Of each image's placeholders one stays, and is repeated again.
             is_image = torch.tensor(ids) == self.processor.image_token_id
-            is_kept = ~is_image | ((is_image.cumsum(0) - 1) % self.processor.max_visual_tokens == 0)
+            is_kept = ~is_image | (is_image.cumsum(0) % self.processor.max_visual_tokens == 0)
             for name in ("input_ids", "assistant_masks"):
                 batch[name][row] = torch.tensor(batch[name][row])[is_kept].tolist()
         if "pixel_values" in batch:
