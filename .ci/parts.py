@@ -25,6 +25,7 @@ class Part:
 
 
 NOX = ".venv/bin/nox -s"
+A_FEW = "-m pytest tests/integration/test_golden.py tests/integration/test_hub.py"
 CHROMIUM = "command -v chromium google-chrome || { apt-get update -q && apt-get install -qy chromium; }"
 PARTS = [  # the longest first
     Part("test", 8, "make test"),
@@ -36,7 +37,7 @@ PARTS = [  # the longest first
     Part(
         "python-3.12",
         8,
-        f"{NOX} tests-3.12 -- -m pytest tests/integration/test_golden.py tests/integration/test_hub.py",
+        f"{NOX} tests-3.12 -- {A_FEW}",
     ),
     Part("lmms_eval", 8, f"{NOX} lmms_eval"),
     # With a random seed: what that finds was there before, so it is reported. The fixed seed, in `test`, decides.

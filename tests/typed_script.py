@@ -13,7 +13,7 @@ from mqt_llava import (
     MQTLlavaProcessor,
     QueCCLlavaForConditionalGeneration,
 )
-from mqt_llava.planning import RequestCost, largest_budget, request_cost
+from mqt_llava.planning import RequestCost, largest_num_visual_tokens, request_cost
 from mqt_llava.training import (
     BudgetCollator,
     ConversationDataset,
@@ -50,7 +50,7 @@ encoded = model.get_image_features(inputs["pixel_values"])
 model.generate(**inputs, mm_encoder_outputs={"image": encoded}, num_visual_tokens=4)
 
 assert_type(request_cost(config, text_tokens=20, num_visual_tokens=4), RequestCost)
-assert_type(largest_budget(config, text_tokens=20, flops=1e9), int)
+assert_type(largest_num_visual_tokens(config, text_tokens=20, flops=1e9), int)
 answer = assert_type(ImageAnswer.ask(model, processor, image, "List the items."), ImageAnswer)
 assert_type(answer_heatmap(answer, 4), torch.Tensor)
 

@@ -31,7 +31,7 @@ class ModelArguments:
     dtype: str = field(default="float32", metadata={"help": "Of the weights: float32, bfloat16, ..."})
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, flash_attention_2, eager, ..."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # `choices` of a parser are not held against what comes from a file.
         if self.compressor not in ("mqt", "quecc"):
             raise ValueError(f"`compressor` is {self.compressor!r}, but must be 'mqt' or 'quecc'.")
