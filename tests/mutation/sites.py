@@ -54,6 +54,8 @@ def nodes(node: ast.AST, lines: tuple[int, int]) -> Iterator[tuple[ast.AST, tupl
     if isinstance(node, ast.stmt):
         body = getattr(node, "body", None)
         lines = (node.lineno, max(node.lineno, body[0].lineno - 1) if body else node.end_lineno)
+    if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "TypeVar":
+        return
     yield node, lines
     # What a refusal says is no behaviour; where the parts of an f-string stand differs between versions of Python.
     is_all = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__all__"
