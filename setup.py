@@ -83,6 +83,7 @@ setup(
             "ruff",
             "pre-commit",
             "mypy",
+            "coverage",  # of the mutation run
             "peft",
             "trl",
             "datasets",

@@ -119,7 +119,9 @@ def vllm_version() -> str:
 def main() -> None:
     parser = command_line(__doc__, rounds={"default": 5})
     parser.add_argument("--model", default=str(REPOSITORY / "model_cards" / "mqt-llava-tiny"))
-    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="numbers of visual tokens")
+    parser.add_argument(
+        "--num-visual-tokens", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="numbers of visual tokens"
+    )
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("flags", nargs="*", help="further flags of the server, behind --")
@@ -149,7 +151,9 @@ def main() -> None:
                         log.seek(0)
                         raise SystemExit(f"The server has not come up:\n{log.read()[-4000:]}") from None
                     time.sleep(1)
-            result["rows"] = measure(url, args.model, args.budgets, args.rounds, args.requests, args.new_tokens)
+            result["rows"] = measure(
+                url, args.model, args.num_visual_tokens, args.rounds, args.requests, args.new_tokens
+            )
         finally:
             server.terminate()
             server.wait()

@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", default=str(REPOSITORY / "model_cards" / "mqt-llava-tiny"))
     parser.add_argument("--image", help="a picture of your own; needs --question")
     parser.add_argument("--question")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--num-visual-tokens", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--output", type=Path, help="runs/demo.png, or runs/PICTURE_answers.png of your own picture")
     args = parser.parse_args(argv)
     if bool(args.image) != bool(args.question):
@@ -110,8 +110,10 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"--image: {path} cannot be read: {error.__cause__ or error}")
     model = AutoModelForImageTextToText.from_pretrained(args.model).eval()
     processor = AutoProcessor.from_pretrained(args.model)
-    if not all(1 <= budget <= processor.max_visual_tokens for budget in args.budgets):
-        parser.error(f"--budgets {args.budgets}: this model has 1 to {processor.max_visual_tokens} visual tokens")
+    if not all(1 <= budget <= processor.max_visual_tokens for budget in args.num_visual_tokens):
+        parser.error(
+            f"--num-visual-tokens {args.num_visual_tokens}: this model has 1 to {processor.max_visual_tokens}"
+        )
 
     panels = []
     for path, pairs in tasks.items():
@@ -119,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"\n{os.path.relpath(path)}")
         for question, truth in pairs:
             with torch.inference_mode():
-                answers = ask(model, processor, images[path], question, args.budgets)
+                answers = ask(model, processor, images[path], question, args.num_visual_tokens)
             rows.append((question, truth, answers))
             print(f"  {question}" + (f"  (right: {truth})" if truth else ""))
             for answer in answers:

@@ -24,7 +24,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--image", type=Path, default=REPOSITORY / "examples" / "images" / "mosaic_0.png")
     parser.add_argument("--question", default="List the items in the second row.")
     parser.add_argument("--answer", help="explain this answer instead of the model's own")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 2, 4, 16], help="two or more, ascending")
+    parser.add_argument(
+        "--num-visual-tokens", type=int, nargs="+", default=[1, 2, 4, 16], help="two or more, ascending"
+    )
     parser.add_argument("--answer-tokens", type=int, nargs="+", help="rows of heatmaps.png, counted from 0")
     parser.add_argument("--visual-tokens", type=int, nargs="+", default=[0, 1, 4, 6], help="rows of visual_tokens.png")
     parser.add_argument("--method", choices=METHODS, default=METHODS[0])
@@ -38,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     from mqt_llava.models.processing_compressed_llava import load_rgb
 
     try:
-        image, budgets = load_rgb(args.image, index=0), args.budgets
+        image, budgets = load_rgb(args.image, index=0), args.num_visual_tokens
     except ValueError as error:
         parser.error(f"--image: {args.image} cannot be read: {error.__cause__ or error}")
     model = AutoModelForImageTextToText.from_pretrained(args.model).eval()

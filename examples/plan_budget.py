@@ -20,7 +20,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--text-tokens", type=int, default=60, help="of the prompt, special tokens included")
     parser.add_argument("--new-tokens", type=int, default=1, help="of the answer")
     parser.add_argument("--num-images", type=int, default=1)
-    parser.add_argument("--budgets", type=int, nargs="+", help="rows of the table; by default powers of two, and M")
+    parser.add_argument(
+        "--num-visual-tokens", type=int, nargs="+", help="rows of the table; by default powers of two, and M"
+    )
     parser.add_argument("--flops", type=float, help="the most FLOPs of a request")
     parser.add_argument("--kv-bytes", type=float, help="the most bytes of its KV cache")
     parser.add_argument("--seconds", type=float, help="the longest it may take on this machine")
@@ -38,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.seconds is not None:
         profile = measure_profile(AutoModelForImageTextToText.from_pretrained(args.model))
     largest = config.max_visual_tokens
-    budgets = args.budgets or sorted({2**power for power in range(largest.bit_length())} | {largest})
+    budgets = args.num_visual_tokens or sorted({2**power for power in range(largest.bit_length())} | {largest})
     request = {"text_tokens": args.text_tokens, "new_tokens": args.new_tokens, "num_images": args.num_images}
 
     print("|   m | images, FLOPs | prefill, FLOPs | decode, FLOPs | total, FLOPs | KV cache, bytes | seconds |")

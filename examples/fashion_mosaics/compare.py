@@ -83,7 +83,7 @@ def run(name: str, seed: int, arguments: list[str], args: argparse.Namespace) ->
         budgets = [name.rpartition("_")[2]] if "qt_" in name else BUDGETS
         call(
             "evaluate.py",
-            ["--model", folder, "--budgets", *budgets, "--mosaics", args.mosaics, "--device", args.device]
+            ["--model", folder, "--num-visual-tokens", *budgets, "--mosaics", args.mosaics, "--device", args.device]
             + ["--data-folder", args.data_folder, "--output", evaluation],
             folder,
             environment,

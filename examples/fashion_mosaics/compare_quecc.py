@@ -45,7 +45,7 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict:
         call("train_compressor.py", [*flags, *VARIANTS[name]], folder, environment)
         call(
             "evaluate.py",
-            ["--model", folder, "--budgets", 1, 4, 16, "--kinds", *KINDS, "--mosaics", args.mosaics]
+            ["--model", folder, "--num-visual-tokens", 1, 4, 16, "--kinds", *KINDS, "--mosaics", args.mosaics]
             + ["--device", args.device, "--data-folder", args.data_folder, "--output", evaluation],
             folder,
             environment,

@@ -68,7 +68,9 @@ def accuracies(
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="model_cards/mqt-llava-tiny")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="of a query transformer")
+    parser.add_argument(
+        "--num-visual-tokens", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="of a query transformer"
+    )
     parser.add_argument("--kinds", nargs="+", choices=QUESTION_KINDS, default=list(QUESTION_KINDS))
     parser.add_argument("--mosaics", type=int, default=1000, help="held-out mosaics, with one question of each kind")
     parser.add_argument("--seed", type=int, default=1)
@@ -80,20 +82,20 @@ def main(argv: list[str] | None = None) -> dict:
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32)
     model = model.eval().to(args.device)
     if not is_elastic(model):
-        args.budgets = [model.config.num_visual_tokens]
+        args.num_visual_tokens = [model.config.num_visual_tokens]
     processor = AutoProcessor.from_pretrained(args.model)
     rng, items = random.Random(args.seed), load_items("t10k", args.data_folder)
     mosaics = [draw_mosaic(rng, items) for _ in range(args.mosaics)]
 
     results = {}
-    print(f"| question | {' | '.join(f'm = {budget}' for budget in args.budgets)} | questions |")
-    print(f"|---|{'---|' * (len(args.budgets) + 1)}")
+    print(f"| question | {' | '.join(f'm = {budget}' for budget in args.num_visual_tokens)} | questions |")
+    print(f"|---|{'---|' * (len(args.num_visual_tokens) + 1)}")
     for kind in args.kinds:
         ask = QUESTION_KINDS[kind]
         questions = [(index, pair) for index, mosaic in enumerate(mosaics) for pair in ask(rng, mosaic, 1)]
         if not questions:  # of few mosaics none may show clearly most of anything
             continue
-        scores = accuracies(model, processor, mosaics, kind, questions, args.budgets)
+        scores = accuracies(model, processor, mosaics, kind, questions, args.num_visual_tokens)
         means = {budget: sum(values) / len(values) for budget, values in scores.items()}
         results[kind] = {"grain": GRAIN.get(kind, "fine"), "questions": len(questions), "accuracy": means}
         print(f"| {kind} | {' | '.join(f'{mean:.3f}' for mean in means.values())} | {len(questions)} |", flush=True)

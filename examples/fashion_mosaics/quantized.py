@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="model_cards/mqt-llava-tiny")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--num-visual-tokens", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--kinds", nargs="+", choices=QUESTION_KINDS, default=["position", "row", "presence"])
     parser.add_argument("--mosaics", type=int, default=300, help="held-out mosaics, with one question of each kind")
     parser.add_argument("--seed", type=int, default=1)
@@ -89,15 +89,15 @@ def main(argv: list[str] | None = None) -> dict:
         for kind in args.kinds
     }
     results = {}
-    print(f"| decoder's weights | question | {' | '.join(f'm = {budget}' for budget in args.budgets)} |")
-    print(f"|---|---|{'---|' * len(args.budgets)}")
+    print(f"| decoder's weights | question | {' | '.join(f'm = {budget}' for budget in args.num_visual_tokens)} |")
+    print(f"|---|---|{'---|' * len(args.num_visual_tokens)}")
     for method in args.methods:
         if METHODS[method] and find_spec(METHODS[method]) is None:
-            print(f"| {method} | left out: {METHODS[method]} is not installed |{' |' * len(args.budgets)}")
+            print(f"| {method} | left out: {METHODS[method]} is not installed |{' |' * len(args.num_visual_tokens)}")
             continue
         model, results[method] = load(args.model, method, args.device), {}
         for kind in args.kinds:
-            scores = accuracies(model, processor, mosaics, kind, questions[kind], args.budgets)
+            scores = accuracies(model, processor, mosaics, kind, questions[kind], args.num_visual_tokens)
             means = {budget: round(sum(values) / len(values), 4) for budget, values in scores.items()}
             results[method][kind] = means
             print(f"| {method} | {kind} | {' | '.join(f'{mean:.3f}' for mean in means.values())} |", flush=True)

@@ -17,7 +17,7 @@ def ask(client, args) -> None:
     image = {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}
     messages = [{"role": "user", "content": [image, {"type": "text", "text": args.question}]}]
     model = client.models.list().data[0].id
-    for budget in args.budgets:
+    for budget in args.num_visual_tokens:
         stream = client.chat.completions.create(
             model=model,
             messages=messages,
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--url", default="http://localhost:8000/v1")
     parser.add_argument("--image", type=Path, required=True)
     parser.add_argument("--question", required=True)
-    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--num-visual-tokens", type=int, nargs="+", default=[1, 4, 16])
     args = parser.parse_args(argv)
     if not args.image.is_file():
         parser.error(f"--image: there is no file {args.image}")

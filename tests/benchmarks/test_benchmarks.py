@@ -98,7 +98,7 @@ def test_help_needs_no_torch(name):
     command = [sys.executable, "-c", code, str(BENCHMARKS / f"{name}.py"), "--help"]
     environment = {"PYTHONPATH": str(BENCHMARKS)}
     printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-    assert "--output" in printed and f"python benchmarks/{name}.py" in printed
+    assert "--output" in printed and f"benchmarks/{name}.py" in printed
 
 
 @pytest.mark.parametrize(

@@ -89,13 +89,13 @@ def test_the_example_plans(flags, largest, capsys):
     output = capsys.readouterr().out
     assert len(re.findall(r"^\| +\d+ \|", output, re.MULTILINE)) == 5
     assert re.search(r"\|   4 \|.* 1.412e\+08 \| +258,048 \|", output)
-    assert (f"m = {largest}" in output) == (largest is not None)
-    assert ("Largest budget" in output) == (largest is not None)
+    assert (f"Largest m within limits: {largest}\n" in output) == (largest is not None)
+    assert ("Largest m" in output) == (largest is not None)
 
 
 def test_the_example_says_when_nothing_fits(capsys):
     with pytest.raises(SystemExit):
-        main(["--kv-bytes", "5", "--budgets", "3"])
+        main(["--kv-bytes", "5", "--num-visual-tokens", "3"])
     assert "`kv_bytes` is 5.0, but one visual token for each image needs" in capsys.readouterr().err
 
 

@@ -29,7 +29,7 @@ from transformers import AutoProcessor  # noqa: E402
 
 from mqt_llava import MQTLlavaForConditionalGeneration  # noqa: E402
 from mqt_llava.evaluation import PAPER, TASKS_FOLDER  # noqa: E402
-from mqt_llava.evaluation.answers import read_answers  # noqa: E402
+from mqt_llava.evaluation.answer_log import read_answers  # noqa: E402
 from mqt_llava.evaluation.sweep import main  # noqa: E402
 
 
@@ -70,7 +70,7 @@ def metrics_in(output: Path, m) -> dict:
 def swept(tmp_path_factory) -> Path:
     """The folder of a whole sweep over five budgets."""
     output = tmp_path_factory.mktemp("swept")
-    run("mqt_llava.evaluation.sweep", *command(output, "--budgets", *BUDGETS, "--batch-size", 64))
+    run("mqt_llava.evaluation.sweep", *command(output, "--num-visual-tokens", *BUDGETS, "--batch-size", 64))
     return output
 
 
@@ -119,7 +119,7 @@ def test_the_table_and_the_figure_of_the_sweep(swept):
 
 def test_a_sweep_killed_in_the_middle_goes_on_without_recomputing(tmp_path, monkeypatch):
     batch_size, limit = 4, 120
-    flags = command(tmp_path, "--budgets", 4, 16, "--batch-size", batch_size, "--limit", limit)
+    flags = command(tmp_path, "--num-visual-tokens", 4, 16, "--batch-size", batch_size, "--limit", limit)
     process = subprocess.Popen(
         [sys.executable, "-m", "mqt_llava.evaluation.sweep", *flags],
         env=ENVIRONMENT,
@@ -197,7 +197,7 @@ def test_the_commands_of_the_pages_run_when_pasted(tmp_path, page, commands):
 
 
 def test_two_processes_share_the_questions(tmp_path, swept):
-    flags = command(tmp_path, "--budgets", 4, "--batch-size", 16, "--limit", 41)
+    flags = command(tmp_path, "--num-visual-tokens", 4, "--batch-size", 16, "--limit", 41)
     run(
         "torch.distributed.run",
         "--nproc_per_node",
@@ -228,4 +228,6 @@ def test_the_papers_benchmarks_are_tasks_of_lmms_eval_with_these_metrics():
 def test_unknown_tasks_end_the_command_before_the_model_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(MQTLlavaForConditionalGeneration, "from_pretrained", None)
     with pytest.raises(ValueError, match="'fashion_mosaic', but must name.*Similar: fashion_mosaics"):
-        main(["--pretrained", TINY, "--tasks", "fashion_mosaic", "--budgets", "1", "--output", str(tmp_path)])
+        main(
+            ["--pretrained", TINY, "--tasks", "fashion_mosaic", "--num-visual-tokens", "1", "--output", str(tmp_path)]
+        )

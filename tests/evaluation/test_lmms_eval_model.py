@@ -28,7 +28,7 @@ def evaluated():
 @pytest.fixture
 def model(evaluated, monkeypatch):
     """At m = 16, with an empty log, and with the sizes of the batches that it has answered."""
-    evaluated.set_budget(16)
+    evaluated.set_num_visual_tokens(16)
     evaluated.batches = []
     answer = evaluated._answer
 
@@ -94,7 +94,7 @@ def test_the_entry_point_leads_here():
 
 @pytest.mark.parametrize("m", [1, 4, 16, "auto"])
 def test_answers_are_those_of_generate_in_the_requests_order(model, m):
-    model.set_budget(m)
+    model.set_num_visual_tokens(m)
     docs = [*row_questions(), {"text": "Is there any footwear?", "images": [IMAGES[1]]}]
     results = ask(model, docs)
     assert [result.text for result in results] == [reference(model, doc, m) for doc in docs]
@@ -106,7 +106,7 @@ def test_answers_are_those_of_generate_in_the_requests_order(model, m):
 def test_tokens_are_counted_without_padding(model):
     docs = [{"text": "Is there any footwear?", "images": [IMAGES[0]]}, row_questions()[0]]
     for doc, result in zip(docs, ask(model, docs)):
-        model.set_budget(16)
+        model.set_num_visual_tokens(16)
         (alone,) = ask(model, [doc])
         assert result.token_counts == alone.token_counts
         tokens = model.processor.tokenizer(result.text, add_special_tokens=False).input_ids
@@ -122,18 +122,18 @@ def test_a_message_may_show_several_images_or_none(model):
     for doc in docs:
         (result,) = ask(model, [doc])
         assert result.text == reference(model, doc, 16)
-        model.set_budget(16)
+        model.set_num_visual_tokens(16)
     ask(model, docs)  # and both in one batch
     assert sorted(answer.visual_tokens for answer in model.log.answers.values()) == [[], [16, 16]]
 
 
 def test_answers_in_the_log_are_not_computed_again(model, tmp_path):
-    model.set_budget(16, str(tmp_path))
+    model.set_num_visual_tokens(16, str(tmp_path))
     first = ask(model, row_questions())
-    model.set_budget(16, str(tmp_path))
+    model.set_num_visual_tokens(16, str(tmp_path))
     again = ask(model, [*row_questions(), {"text": "List the items.", "images": [IMAGES[0]]}])
     assert model.batches == [3, 1, 1] and [result.text for result in again[:4]] == [result.text for result in first]
-    model.set_budget(4, str(tmp_path))  # another budget is another answer
+    model.set_num_visual_tokens(4, str(tmp_path))  # another budget is another answer
     ask(model, row_questions())
     assert model.batches == [3, 1, 1, 3, 1]
 

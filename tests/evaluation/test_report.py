@@ -10,16 +10,16 @@ from PIL import Image
 from mqt_llava.evaluation import PAPER
 from mqt_llava.evaluation.benchmarks import average, read_published
 from mqt_llava.evaluation.figure import draw
-from mqt_llava.evaluation.pairs import Pair
+from mqt_llava.evaluation.finished_tasks import FinishedTask
 from mqt_llava.evaluation.report import Row, read_table, tabulate, to_markdown, write_table
 from tests.builders.paths import REPOSITORY
 
 
-def pair(task: str, m, metrics: dict, visual_tokens: float = 4.0) -> Pair:
-    return Pair(task, m, {task: metrics}, 10, visual_tokens, 50.0, 3.0, 1e9, 2.5)
+def pair(task: str, m, metrics: dict, visual_tokens: float = 4.0) -> FinishedTask:
+    return FinishedTask(task, m, {task: metrics}, 10, visual_tokens, 50.0, 3.0, 1e9, 2.5)
 
 
-def paper_pairs(m, share: float) -> list[Pair]:
+def paper_pairs(m, share: float) -> list[FinishedTask]:
     """Every benchmark at a share of its maximum."""
     metrics = {}
     for benchmark in PAPER:

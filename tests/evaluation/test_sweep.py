@@ -6,8 +6,13 @@ from dataclasses import replace
 import pytest
 
 from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
-from mqt_llava.evaluation.pairs import FinishedPairs, Pair, weights_of
-from mqt_llava.evaluation.settings import check_batch_size, check_budget, read_budget, sampling
+from mqt_llava.evaluation.arguments import (
+    check_batch_size,
+    check_num_visual_tokens_or_auto,
+    read_num_visual_tokens,
+    sampling,
+)
+from mqt_llava.evaluation.finished_tasks import FinishedTask, FinishedTasks, weights_of
 from mqt_llava.evaluation.sweep import check_tasks, main, parse_arguments, read_settings, read_tasks, sweep
 from tests.builders.paths import CHECKPOINT
 
@@ -26,7 +31,7 @@ class Runner:
         self.ran.append((task, m))
         if (task, m) == self.at:
             raise self.error
-        return Pair(task, m, {task: {"accuracy": 0.5}}, 1, 1.0, 1.0, 1.0, None, 0.1)
+        return FinishedTask(task, m, {task: {"accuracy": 0.5}}, 1, 1.0, 1.0, 1.0, None, 0.1)
 
 
 PAIRS = [("a", 1), ("a", "auto"), ("b", 1), ("b", "auto")]
@@ -35,20 +40,20 @@ PAIRS = [("a", 1), ("a", "auto"), ("b", 1), ("b", "auto")]
 def test_a_stopped_sweep_goes_on_with_what_is_not_finished(tmp_path):
     stopped = Runner(KeyboardInterrupt(), at=("b", 1))
     with pytest.raises(KeyboardInterrupt):
-        sweep(["a", "b"], [1, "auto"], FinishedPairs(tmp_path, SETTINGS), stopped)
+        sweep(["a", "b"], [1, "auto"], FinishedTasks(tmp_path, SETTINGS), stopped)
     assert stopped.ran == PAIRS[:3]
     resumed, again = Runner(), Runner()
-    assert sweep(["a", "b"], [1, "auto"], FinishedPairs(tmp_path, SETTINGS), resumed) == []
+    assert sweep(["a", "b"], [1, "auto"], FinishedTasks(tmp_path, SETTINGS), resumed) == []
     assert resumed.ran == PAIRS[2:]
-    sweep(["a", "b"], [1, "auto"], FinishedPairs(tmp_path, SETTINGS), again)
+    sweep(["a", "b"], [1, "auto"], FinishedTasks(tmp_path, SETTINGS), again)
     assert again.ran == []
-    sweep(["a", "b"], [1, 2], FinishedPairs(tmp_path, SETTINGS), again)  # one budget more
+    sweep(["a", "b"], [1, 2], FinishedTasks(tmp_path, SETTINGS), again)  # one budget more
     assert again.ran == [("a", 2), ("b", 2)]
 
 
 def test_a_pair_that_fails_does_not_keep_others_from_being_run(tmp_path, capfd):
     runner = Runner(RuntimeError("no such dataset"), at=("a", "auto"))
-    finished = FinishedPairs(tmp_path, SETTINGS)
+    finished = FinishedTasks(tmp_path, SETTINGS)
     assert sweep(["a", "b"], [1, "auto"], finished, runner) == [("a", "auto")]
     assert runner.ran == PAIRS and not finished.has("a", "auto")
     assert "no such dataset" in capfd.readouterr().err
@@ -57,16 +62,16 @@ def test_a_pair_that_fails_does_not_keep_others_from_being_run(tmp_path, capfd):
 def test_of_several_processes_an_error_ends_all(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError):
-        sweep(["a"], [1], FinishedPairs(tmp_path, SETTINGS), Runner(RuntimeError(), at=("a", 1)))
+        sweep(["a"], [1], FinishedTasks(tmp_path, SETTINGS), Runner(RuntimeError(), at=("a", 1)))
 
 
 def test_other_processes_than_the_first_write_nothing(tmp_path):
-    finished = FinishedPairs(tmp_path, SETTINGS)
+    finished = FinishedTasks(tmp_path, SETTINGS)
     assert sweep(["a"], [1], finished, lambda task, m: None) == [] and not finished.has("a", 1)
 
 
 def test_a_pair_is_read_as_it_was_written(tmp_path):
-    finished = FinishedPairs(tmp_path, SETTINGS)
+    finished = FinishedTasks(tmp_path, SETTINGS)
     for m in (4, "auto", None):
         pair = replace(Runner()("group", m), metrics={"one": {"x": 0.1}, "two": {"y": 1}})
         finished.write(pair)
@@ -74,20 +79,20 @@ def test_a_pair_is_read_as_it_was_written(tmp_path):
 
 
 def test_a_folder_with_other_settings_is_refused(tmp_path):
-    FinishedPairs(tmp_path, SETTINGS)
+    FinishedTasks(tmp_path, SETTINGS)
     with pytest.raises(ValueError, match="`limit` = None, but it is now 5.*another --output"):
-        FinishedPairs(tmp_path, {**SETTINGS, "limit": 5})
+        FinishedTasks(tmp_path, {**SETTINGS, "limit": 5})
 
 
 def test_weights_that_have_changed_are_noticed(tmp_path):
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     (checkpoint / "model.safetensors").write_bytes(b"12")
-    FinishedPairs(tmp_path / "sweep", {"weights": weights_of(str(checkpoint))})
-    FinishedPairs(tmp_path / "sweep", {"weights": weights_of(str(checkpoint))})
+    FinishedTasks(tmp_path / "sweep", {"weights": weights_of(str(checkpoint))})
+    FinishedTasks(tmp_path / "sweep", {"weights": weights_of(str(checkpoint))})
     (checkpoint / "model.safetensors").write_bytes(b"123")
     with pytest.raises(ValueError, match="`weights`"):
-        FinishedPairs(tmp_path / "sweep", {"weights": weights_of(str(checkpoint))})
+        FinishedTasks(tmp_path / "sweep", {"weights": weights_of(str(checkpoint))})
     assert weights_of("some/id-on-the-hub") == {}
 
 
@@ -115,16 +120,16 @@ def test_unknown_tasks_are_refused_with_similar_ones():
 )
 def test_impossible_budgets_are_refused(budget, error):
     with pytest.raises((TypeError, ValueError), match=error):
-        check_budget(budget, MQTLlavaConfig())
+        check_num_visual_tokens_or_auto(budget, MQTLlavaConfig())
 
 
 def test_possible_budgets():
     config = MQTLlavaConfig()
     for text, budget in (("1", 1), ("256", 256), ("auto", "auto")):
-        assert check_budget(read_budget(text), config) == budget
-    assert check_budget(None, QueCCLlavaConfig()) is None
+        assert check_num_visual_tokens_or_auto(read_num_visual_tokens(text), config) == budget
+    assert check_num_visual_tokens_or_auto(None, QueCCLlavaConfig()) is None
     with pytest.raises(ValueError, match="'auto', but a quecc_llava has a number of its own"):
-        check_budget("auto", QueCCLlavaConfig())
+        check_num_visual_tokens_or_auto("auto", QueCCLlavaConfig())
 
 
 @pytest.mark.parametrize("value", ["auto", 0, "0", -1, 1.5, True, None])
@@ -149,7 +154,7 @@ def test_options_of_tasks_as_arguments_of_generate():
 
 
 def test_the_command_refuses_budgets_before_it_loads_anything(tmp_path):
-    command = ["--pretrained", TINY, "--tasks", "paper", "--output", str(tmp_path / "out"), "--budgets"]
+    command = ["--pretrained", TINY, "--tasks", "paper", "--output", str(tmp_path / "out"), "--num-visual-tokens"]
     with pytest.raises(ValueError, match="17, but must be an integer in 1..16"):
         main([*command, "1", "17"])
     assert not (tmp_path / "out").exists()
@@ -159,13 +164,13 @@ def test_without_lmms_eval_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lmms_eval", None)
     monkeypatch.setitem(sys.modules, "lmms_eval.evaluator", None)
     with pytest.raises(ImportError, match=r'pip install "mqt_llava\[eval\]"'):
-        main(["--pretrained", TINY, "--tasks", "gqa", "--budgets", "1", "--output", str(tmp_path)])
+        main(["--pretrained", TINY, "--tasks", "gqa", "--num-visual-tokens", "1", "--output", str(tmp_path)])
 
 
 def test_a_finished_sweep_reports_without_lmms_eval(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lmms_eval", None)
-    command = ["--pretrained", TINY, "--tasks", "gqa", "--budgets", "1", "4", "--output", str(tmp_path)]
-    sweep(["gqa"], [1, 4], FinishedPairs(tmp_path, read_settings(parse_arguments(command))), Runner())
+    command = ["--pretrained", TINY, "--tasks", "gqa", "--num-visual-tokens", "1", "4", "--output", str(tmp_path)]
+    sweep(["gqa"], [1, 4], FinishedTasks(tmp_path, read_settings(parse_arguments(command))), Runner())
     assert main(command) == 0
     assert "| gqa accuracy | mqt-llava-tiny | measured | 0.5 | 0.5 |" in capsys.readouterr().out
     assert {"results.csv", "results.json", "results.png"} <= {path.name for path in tmp_path.iterdir()}

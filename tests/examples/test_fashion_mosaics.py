@@ -87,7 +87,17 @@ def test_evaluation_counts_right_answers(dataset, tmp_path):
     main, score = evaluate.main, evaluate.score
     assert score("position", "bag", "bag") == 1 and score("position", "bag, bag", "bag") == 0
     assert score("row", "bag, dress, coat", "bag, coat, coat, bag") == 0.5
-    arguments = ["--data-folder", dataset, "--mosaics", 3, "--budgets", 1, 16, "--output", tmp_path / "figures.json"]
+    arguments = [
+        "--data-folder",
+        dataset,
+        "--mosaics",
+        3,
+        "--num-visual-tokens",
+        1,
+        16,
+        "--output",
+        tmp_path / "figures.json",
+    ]
     results = main(list(map(str, arguments)))
     assert {"position", "row", "column", "list", "presence"} <= set(results)
     assert results["list"]["questions"] == 3

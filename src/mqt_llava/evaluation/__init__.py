@@ -3,7 +3,7 @@ Evaluation with lmms-eval: the model as a plugin (`lmms-eval --model mqt_llava`)
 (`python -m mqt_llava.evaluation.sweep`). `TASKS_FOLDER` is for lmms-eval's `--include_path`.
 """
 
-from .answers import Answer, AnswerLog
+from .answer_log import Answer, AnswerLog
 from .benchmarks import PAPER, Benchmark
 from .plugin import TASKS_FOLDER
 

@@ -21,8 +21,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import mqt_llava  # noqa: F401  registers the models
 
-from .answers import Answer, AnswerLog, answer_key
-from .settings import check_batch_size, check_budget, sampling
+from .answer_log import Answer, AnswerLog, answer_key
+from .arguments import check_batch_size, check_num_visual_tokens_or_auto, sampling
 
 
 class MQTLlava(lmms):
@@ -70,13 +70,13 @@ class MQTLlava(lmms):
         self.model = model.eval().to(self.device)
         self.config = model.config
         self.processor = AutoProcessor.from_pretrained(pretrained, revision=revision)
-        self.set_budget(num_visual_tokens, answers)
+        self.set_num_visual_tokens(num_visual_tokens, answers)
 
-    def set_budget(self, num_visual_tokens: int | str | None, answers: str | None = None) -> None:
+    def set_num_visual_tokens(self, num_visual_tokens: int | str | None, answers: str | None = None) -> None:
         """Another number of visual tokens from here on, and another folder for the log."""
         if num_visual_tokens is None:  # the model's own goes before the processor's, as in `generate`
             num_visual_tokens = getattr(self.model.generation_config, "num_visual_tokens", None)
-        self.num_visual_tokens = check_budget(num_visual_tokens, self.config)
+        self.num_visual_tokens = check_num_visual_tokens_or_auto(num_visual_tokens, self.config)
         self.log = AnswerLog(answers, self.rank)
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from .benchmarks import AVERAGE, PAPER, Benchmark, average, read_published
-from .pairs import Pair
+from .finished_tasks import FinishedTask
 
 
 MEASURED, PUBLISHED = "measured", "published"
@@ -27,7 +27,7 @@ class Row:
         score: In per cent for the paper's benchmarks (MME: points), else as lmms-eval gives it.
         source: "measured" by this sweep or "published" by the paper, nothing else.
         note: What keeps a benchmark's measured and published scores from being the same thing.
-        questions, visual_tokens, text_tokens, new_tokens, flops, seconds: As in [`Pair`], of the whole task.
+        questions, visual_tokens, text_tokens, new_tokens, flops, seconds: As in [`FinishedTask`], of the whole task.
     """
 
     benchmark: str
@@ -46,16 +46,16 @@ class Row:
     seconds: float | None = None
 
 
-def tabulate(pairs: list[Pair], model: str) -> list[Row]:
+def tabulate(pairs: list[FinishedTask], model: str) -> list[Row]:
     """Rows of all pairs, the average where all of the paper's eleven are there, and the paper's rows of the same."""
     rows = [row for pair in pairs for row in measured_rows(pair, model)]
     rows += averages(rows)
     return rows + published_rows({row.benchmark for row in rows})
 
 
-def measured_rows(pair: Pair, model: str) -> list[Row]:
+def measured_rows(pair: FinishedTask, model: str) -> list[Row]:
     """Of the paper's benchmarks the paper's metric; of other tasks every metric."""
-    costs = {name: getattr(pair, name) for name in Row.__annotations__ if name in Pair.__annotations__}
+    costs = {name: getattr(pair, name) for name in Row.__annotations__ if name in FinishedTask.__annotations__}
     rows = []
     for task, metrics in pair.metrics.items():
         known = [benchmark for benchmark in PAPER if benchmark.task == task and benchmark.metric in metrics]

@@ -2,11 +2,11 @@
 Tasks of lmms-eval at several numbers of visual tokens, in one table and one figure:
 
     python -m mqt_llava.evaluation.sweep --pretrained model_cards/mqt-llava-tiny --tasks fashion_mosaics \
-        --budgets 1 2 4 8 16 --output runs/sweep
+        --num-visual-tokens 1 2 4 8 16 --output runs/sweep
 
 `--tasks paper` are the eleven benchmarks of the MQT-LLaVA paper. On several GPUs: `accelerate launch -m
 mqt_llava.evaluation.sweep ...`. The same command again goes on where an earlier one was stopped: pairs of task and
-budget that are finished are not run again, nor are questions asked again whose answers are in the log.
+number that are finished are not run again, nor are questions asked again whose answers are in the log.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from transformers import AutoConfig
 
 import mqt_llava  # noqa: F401  registers the models
 
-from .answers import AnswerLog
+from .answer_log import AnswerLog
+from .arguments import check_batch_size, check_num_visual_tokens_or_auto, read_num_visual_tokens
 from .benchmarks import PAPER
 from .figure import draw
-from .pairs import FinishedPairs, Pair, summarize, weights_of
+from .finished_tasks import FinishedTask, FinishedTasks, summarize, weights_of
 from .plugin import TASKS_FOLDER
 from .report import tabulate, to_markdown, write_table
-from .settings import check_batch_size, check_budget, read_budget
 
 
 if TYPE_CHECKING:
@@ -39,7 +39,10 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    tasks: list[str], budgets: list, finished: FinishedPairs, run: Callable[[str, int | str], Pair | None]
+    tasks: list[str],
+    num_visual_tokens: list,
+    finished: FinishedTasks,
+    run: Callable[[str, int | str], FinishedTask | None],
 ) -> list:
     """
     Runs what is not finished, task by task.
@@ -52,7 +55,7 @@ def sweep(
         those where nothing failed would wait for the one where something did, so there an error ends the sweep.
     """
     failed = []
-    open_pairs = [(task, m) for task in tasks for m in budgets if not finished.has(task, m)]
+    open_pairs = [(task, m) for task in tasks for m in num_visual_tokens if not finished.has(task, m)]
     for task, m in open_pairs:
         try:
             pair = run(task, m)
@@ -70,17 +73,17 @@ def sweep(
 class Evaluator:
     """lmms-eval with one model, which is loaded once for all pairs, and not before a pair is to be run."""
 
-    def __init__(self, args: argparse.Namespace, finished: FinishedPairs):
+    def __init__(self, args: argparse.Namespace, finished: FinishedTasks):
         self.args, self.finished = args, finished
         self.manager = task_manager(args.include_path)
         self.model: MQTLlava | None = None
 
-    def __call__(self, task: str, m: int | str) -> Pair | None:
+    def __call__(self, task: str, m: int | str) -> FinishedTask | None:
         from lmms_eval.evaluator import simple_evaluate
 
         folder = self.finished.answers_folder(task, m)
         model = self.load()
-        model.set_budget(m, str(folder))
+        model.set_num_visual_tokens(m, str(folder))
         results = simple_evaluate(
             model=model,
             tasks=[task],
@@ -147,7 +150,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pretrained", required=True, help="folder or Hub id of a checkpoint of this package")
     parser.add_argument("--tasks", nargs="+", required=True, help="of lmms-eval; `paper` for the paper's eleven")
     parser.add_argument(
-        "--budgets", nargs="+", required=True, type=read_budget, help="visual tokens; `auto` for adaptive"
+        "--num-visual-tokens",
+        nargs="+",
+        required=True,
+        type=read_num_visual_tokens,
+        help="visual tokens; `auto` for adaptive",
     )
     parser.add_argument(
         "--output", type=Path, required=True, help="folder for table, figure and what a resumption needs"
@@ -176,22 +183,22 @@ def main(argv: list[str] | None = None) -> int:
     """Returns how many pairs failed."""
     args = parse_arguments(argv)
     config = AutoConfig.from_pretrained(args.pretrained, revision=args.revision)
-    budgets = list(dict.fromkeys(check_budget(m, config) for m in args.budgets))
+    num_visual_tokens = list(dict.fromkeys(check_num_visual_tokens_or_auto(m, config) for m in args.num_visual_tokens))
     tasks = read_tasks(args.tasks)
-    finished = FinishedPairs(args.output, read_settings(args))
+    finished = FinishedTasks(args.output, read_settings(args))
     failed = []
-    if not all(finished.has(task, m) for task in tasks for m in budgets):
+    if not all(finished.has(task, m) for task in tasks for m in num_visual_tokens):
         run = Evaluator(args, finished)
         check_tasks(tasks, run.manager.all_tasks)
-        failed = sweep(tasks, budgets, finished, run)
+        failed = sweep(tasks, num_visual_tokens, finished, run)
     if int(os.environ.get("RANK", 0)) == 0:
-        report([finished.read(task, m) for task in tasks for m in budgets if finished.has(task, m)], args)
+        report([finished.read(task, m) for task in tasks for m in num_visual_tokens if finished.has(task, m)], args)
     for task, m in failed:
         print(f"{task} at m = {m} failed; the same command tries it again.", file=sys.stderr)
     return len(failed)
 
 
-def report(pairs: list[Pair], args: argparse.Namespace) -> None:
+def report(pairs: list[FinishedTask], args: argparse.Namespace) -> None:
     if not pairs:
         return
     rows = tabulate(pairs, Path(args.pretrained).name)

@@ -3,8 +3,8 @@
 import pytest
 
 from mqt_llava.evaluation import Answer, AnswerLog
-from mqt_llava.evaluation.answers import answer_key
-from mqt_llava.evaluation.pairs import mean_flops, summarize
+from mqt_llava.evaluation.answer_log import answer_key
+from mqt_llava.evaluation.finished_tasks import mean_flops, summarize
 from mqt_llava.planning import request_cost
 
 

@@ -9,11 +9,11 @@ from transformers import PreTrainedConfig
 
 from ..files.atomic_file import write_atomically
 from ..planning import request_cost
-from .answers import Answer
+from .answer_log import Answer
 
 
 @dataclass(frozen=True)
-class Pair:
+class FinishedTask:
     """
     A task at a number of visual tokens, finished.
 
@@ -38,14 +38,16 @@ class Pair:
     seconds: float
 
 
-def summarize(task: str, m: int | str | None, results: dict, answers: list[Answer], config: PreTrainedConfig) -> Pair:
+def summarize(
+    task: str, m: int | str | None, results: dict, answers: list[Answer], config: PreTrainedConfig
+) -> FinishedTask:
     """
     Args:
         results: As lmms-eval returns them.
         answers: To all questions of the task.
         config: Of the model.
     """
-    return Pair(
+    return FinishedTask(
         task=task,
         m=m,
         metrics={name: numbers(figures) for name, figures in results["results"].items()},
@@ -87,7 +89,7 @@ def mean_flops(answers: list[Answer], config: PreTrainedConfig) -> float | None:
     return mean(costs[answer.text_tokens, answer.new_tokens, tuple(answer.visual_tokens)] for answer in answers)
 
 
-class FinishedPairs:
+class FinishedTasks:
     """
     Args:
         folder: Of the sweep.
@@ -124,10 +126,10 @@ class FinishedPairs:
     def has(self, task: str, m: int | str | None) -> bool:
         return self.path(task, m).exists()
 
-    def read(self, task: str, m: int | str | None) -> Pair:
-        return Pair(**json.loads(self.path(task, m).read_text()))
+    def read(self, task: str, m: int | str | None) -> FinishedTask:
+        return FinishedTask(**json.loads(self.path(task, m).read_text()))
 
-    def write(self, pair: Pair) -> None:
+    def write(self, pair: FinishedTask) -> None:
         write_atomically(self.path(pair.task, pair.m), to_json(asdict(pair)))
 
 

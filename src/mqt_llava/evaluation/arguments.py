@@ -21,12 +21,12 @@ def check_batch_size(value: Any) -> int:
     return int(value)
 
 
-def read_budget(text: str) -> int | str:
+def read_num_visual_tokens(text: str) -> int | str:
     """A number, or "auto", from a command line."""
     return int(text) if text.isdecimal() else text
 
 
-def check_budget(num_visual_tokens: Any, config: PreTrainedConfig) -> int | str | None:
+def check_num_visual_tokens_or_auto(num_visual_tokens: Any, config: PreTrainedConfig) -> int | str | None:
     """
     An int in 1..M, "auto", or None.
 
