@@ -94,6 +94,27 @@ def test_only_the_new_tokens_are_passed(tiny_model, pixel_values, default):
         do_sample=False,
     )
     assert torch.equal(output[:, new_tokens.shape[1] :], expected)
+    row = [*row, *output[0, new_tokens.shape[1] :].tolist(), 43]
+    expected = second(tiny_model, row, pixel_values[:1], [4])
+    tiny_model.model.vision_tower.register_forward_hook(lambda *_: pytest.fail("The cache holds the image."))
+    assert torch.equal(second(tiny_model, row, pixel_values[:1], [4], past_key_values=cache), expected)
+
+
+@pytest.mark.parametrize("num_cached", [2, 3, 5, 6])
+def test_embeddings_beside_a_cache_that_ends_around_an_image(tiny_model, pixel_values, num_cached):
+    prompt = prompt_rows([ONE_IMAGE], [4])  # whose image is in columns 2 to 5
+    images = {"pixel_values": pixel_values[:1]}
+    whole = tiny_model.generate(**prompt, **images, max_new_tokens=NEW, do_sample=False, return_dict_in_generate=True)
+    cache = whole.past_key_values
+    cache.crop(num_cached - cache.get_seq_length())
+    embeds = tiny_model.get_input_embeddings()(prompt["input_ids"])
+    call = {"inputs_embeds": embeds, "attention_mask": prompt["attention_mask"], "past_key_values": cache}
+    if 2 < num_cached < 6:
+        with pytest.raises(ValueError, match=f"holds {num_cached - 2} of the 4 visual tokens of an image"):
+            tiny_model.generate(**call, **images, max_new_tokens=NEW, do_sample=False)
+        return
+    answer = tiny_model.generate(**call, **images, max_new_tokens=NEW, do_sample=False)
+    assert torch.equal(answer[:, -NEW:], whole.sequences[:, -NEW:])
 
 
 def test_a_further_image(tiny_model, pixel_values, first):

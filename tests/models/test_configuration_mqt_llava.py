@@ -100,6 +100,12 @@ def test_an_unknown_select_strategy_is_refused():
         MQTLlavaConfig(vision_feature_select_strategy="cls_patch")
 
 
+@pytest.mark.parametrize("name", ["vision_config", "text_config"])
+def test_a_part_that_is_no_configuration_is_refused(name):
+    with pytest.raises(TypeError, match=f"`{name}` is 5, but must be a configuration or a dict"):
+        MQTLlavaConfig(**{name: 5})
+
+
 @pytest.mark.parametrize("heads", [5, 64])
 def test_heads_that_do_not_divide_the_hidden_size_are_refused(heads):
     with pytest.raises(ValueError, match=f"hidden size is 32, .*`resampler_num_attention_heads`, which is {heads}"):
