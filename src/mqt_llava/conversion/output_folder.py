@@ -42,8 +42,9 @@ def check_output(output: str, overwrite: bool, inputs: Iterable[Path]) -> Path:
     kept = [("the current folder", Path.cwd()), ("the home folder", Path(os.path.expanduser("~")))]
     for what, path in kept + [(f"the input {path}", path) for path in inputs]:
         path = path.resolve()
+        folders = (path, *path.parents)
         # Beside names, the folders themselves are compared: one folder can have many names.
-        if target in (path, *path.parents) or is_there and any(map(target.samefile, existing((path, *path.parents)))):
+        if target in folders or is_there and any(os.path.samefile(target, folder) for folder in existing(folders)):
             raise ConversionError(f"--output {output} is, or contains, {what}. Choose another folder.")
     if not is_there:
         return target
