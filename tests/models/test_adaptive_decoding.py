@@ -305,9 +305,10 @@ class TestConversation:
 
 class TestRefused:
     def test_inputs_embeds(self, tiny_model, inputs):
-        inputs["inputs_embeds"] = tiny_model.get_input_embeddings()(inputs.pop("input_ids"))
-        with pytest.raises(ValueError, match="needs the whole prompt as `input_ids`, without `inputs_embeds`"):
-            tiny_model.generate(**inputs, num_visual_tokens="auto", max_new_tokens=1)
+        inputs["inputs_embeds"] = tiny_model.get_input_embeddings()(inputs["input_ids"])
+        for given in (inputs, {name: inputs[name] for name in inputs if name != "input_ids"}):
+            with pytest.raises(ValueError, match="needs the whole prompt as `input_ids`, without `inputs_embeds`"):
+                tiny_model.generate(**given, num_visual_tokens="auto", max_new_tokens=1)
 
     def test_missing_images(self, tiny_model, inputs):
         del inputs["pixel_values"]

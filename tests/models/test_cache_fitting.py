@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from tests.builders.turns import Chat, ask, at, batch, fresh, go_on, text_of
+from tests.builders.turns import NEW, Chat, ask, at, batch, fresh, go_on, text_of
 
 
 COUNTS = {"a": 4, "b": 9}
@@ -62,6 +62,24 @@ def test_only_the_new_tokens_are_passed(tiny_model, default):
     expected, inputs = fresh(tiny_model, chats, at(4)), text_of(batch(chats, at(4)))
     inputs["input_ids"] = inputs["input_ids"][:, cache.get_seq_length() :]
     assert ask(tiny_model, inputs, past_key_values=cache)[1] == expected
+    expected = fresh(tiny_model, go_on(chats, expected, 43), at(4))
+    tiny_model.model.vision_tower.register_forward_hook(lambda *_: pytest.fail("The cache holds the image."))
+    assert ask(tiny_model, batch(chats, at(4)), past_key_values=cache)[1] == expected
+
+
+@pytest.mark.parametrize("num_cached", [2, 3, 5, 6])
+def test_embeddings_beside_a_cache_that_ends_around_an_image(tiny_model, num_cached):
+    inputs = batch([Chat(1, 11, "a", 12, 0, 13)], at(4))  # whose image is in columns 2 to 5
+    output, (expected,) = ask(tiny_model, inputs)
+    cache = output.past_key_values
+    cache.crop(num_cached - cache.get_seq_length())
+    inputs["inputs_embeds"] = tiny_model.get_input_embeddings()(inputs.pop("input_ids"))
+    call = {**inputs, "past_key_values": cache, "max_new_tokens": NEW, "do_sample": False}
+    if 2 < num_cached < 6:
+        with pytest.raises(ValueError, match=f"holds {num_cached - 2} of the 4 visual tokens of an image"):
+            tiny_model.generate(**call)
+    else:
+        assert tiny_model.generate(**call)[0, -NEW:].tolist() == expected
 
 
 def test_a_further_image(tiny_model, first):

@@ -107,6 +107,12 @@ def test_what_does_not_fit_the_parts_is_refused(change, message):
         MQTLlavaForConditionalGeneration(tiny_config(**change))
 
 
+@pytest.mark.parametrize("name", ["vision_config", "text_config"])
+def test_a_part_that_is_no_configuration_is_refused(name):
+    with pytest.raises(TypeError, match=f"`{name}` is 5, but must be a configuration or a dict"):
+        MQTLlavaConfig(**{name: 5})
+
+
 # ----------------------------------------------------------------------------------------- number of visual tokens
 
 

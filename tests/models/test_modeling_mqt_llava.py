@@ -226,6 +226,10 @@ def test_weights_missing_from_a_checkpoint_are_initialised(tiny_model, tmp_path)
     reloaded = MQTLlavaForConditionalGeneration.from_pretrained(tmp_path)
     assert torch.equal(reloaded.model.resampler.query_positions, sine_cosine_positions(4, 32))
     assert 0.01 < reloaded.model.resampler.query.std() < 0.03
+    bound = (1.5 / 32) ** 0.5
+    for projection in (reloaded.model.resampler.q_proj, reloaded.model.resampler.v_proj):
+        low, high = projection.weight.aminmax()
+        assert -bound <= low < -0.95 * bound and 0.95 * bound < high <= bound
     assert torch.equal(reloaded.lm_head.weight, tiny_model.lm_head.weight)
 
 

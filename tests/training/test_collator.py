@@ -197,7 +197,7 @@ def test_truncation_at_every_length(embedded_processor, picture, template, budge
         assert together["attention_mask"].sum(1)[1] == len(ids)
         assert torch.equal(together["input_ids"][1, : len(ids)], ids)
     assert len(text) + 2 * m == full
-    assert "Record '1' teaches nothing: its" in caplog.text and "within `max_length` (1)" in caplog.text
+    assert f"Record '1' teaches nothing: its {full} tokens" in caplog.text and "within `max_length` (1)" in caplog.text
 
 
 def test_no_length_cuts_nothing(embedded_processor, picture):

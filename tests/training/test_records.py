@@ -176,6 +176,7 @@ def test_images_lie_in_the_folder():
         ({"conversations": []}, r"conversation is \[\], but must be a list of messages"),
         ({"messages": []}, r"conversation is \[\]"),
         ({"messages": "What?"}, "conversation is 'What"),
+        ({"messages": ["What?"]}, r"conversation is \['What\?'\], but must be a list of messages"),
         ({"conversations": None}, "conversation is None"),
         ({"conversations": [{"from": "bot", "value": "a"}]}, "from 'bot', but must be from one of human, gpt, system"),
         ({"conversations": [{"value": "a"}]}, "from None"),

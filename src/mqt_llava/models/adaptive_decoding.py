@@ -157,7 +157,7 @@ def can_reuse(model: PreTrainedModel, prompts: list[ProbedPrompt]) -> bool:
     return (
         any(prompt.images for prompt in prompts)
         and all(len(prompt.after) and prompt.after[-1] != model.config.image_token_id for prompt in prompts)
-        and has_plain_cache(model.config.get_text_config(decoder=True))
+        and has_plain_cache(model.config.text_config)
     )
 
 
@@ -197,7 +197,7 @@ def climb(
         if is_highest and not reuse:
             return
         if cache is None or not reuse:
-            seen, cache = 0, DynamicCache(config=model.config.get_text_config(decoder=True))
+            seen, cache = 0, DynamicCache(config=model.config.text_config)
             mask = torch.zeros((len(active), 0), dtype=torch.long, device=active[0].after.device)
         chunk, chunk_mask, width = build_chunk(active, seen, level, model.config.image_token_id, reuse)
         features = []
@@ -427,7 +427,7 @@ class AdaptiveDecoding(PromptFitting):
             self._pass_images([(index, 0, m) for index, m in enumerate(new_num_visual_tokens)], kwargs)
         else:
             if kwargs.get("past_key_values") is None:
-                kwargs["past_key_values"] = VisualTokenCache(config=self.config.get_text_config(decoder=True))
+                kwargs["past_key_values"] = VisualTokenCache(config=self.config.text_config)
             merge_states(probed, kwargs["past_key_values"])
             kwargs["past_key_values"].batch_repeat_interleave(num_copies(config))
             kwargs.pop("mm_encoder_outputs", None)

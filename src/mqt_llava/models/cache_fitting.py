@@ -162,7 +162,7 @@ class CacheFitting:
         Raises:
             ValueError: The decoder cannot look past padding between tokens.
         """
-        if not is_padded_on_the_left(mask) and not has_plain_cache(self.config.get_text_config(decoder=True)):
+        if not is_padded_on_the_left(mask) and not has_plain_cache(self.config.text_config):
             raise ValueError(
                 "`attention_mask` has padding between tokens, but a `past_key_values` with sliding windows or "
                 "recurrent layers cannot look past it. Pass the whole conversation and a `VisualTokenCache`, or one "
@@ -219,7 +219,7 @@ class CacheFitting:
             raise_other_prompt(match.prompts.images, image_rows)
         # Nothing is refused any more, so the cache may be changed.
         if not goes_on:
-            cache.empty(self.config.get_text_config(decoder=True))
+            cache.empty(self.config.text_config)
         elif is_own:
             if not is_same_batch:
                 cache.batch_select_indices(torch.tensor(rows, device=resized.device))
@@ -243,7 +243,7 @@ class CacheFitting:
         Whether the decoder can go on from a cache: with sliding windows or recurrent layers, from all that they have
         read or from nothing.
         """
-        config = self.config.get_text_config(decoder=True)
+        config = self.config.text_config
         if has_plain_cache(config):
             return True
         return is_whole and (not is_own or is_same_batch and not keys_follow_length(config))

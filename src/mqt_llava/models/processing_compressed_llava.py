@@ -361,7 +361,7 @@ def array_to_image(image: Any, index: int, data_format: str | None) -> PIL.Image
     if not is_integer or pixels.long().min() < 0 or pixels.long().max() > 255:
         # Floats could mean 0..1 or 0..255, and the wrong guess is a black image.
         raise ValueError(f"{name}, but must hold integers in 0..255.")
-    pixels = pixels[..., :3].to(torch.uint8).numpy()
+    pixels = pixels.to(torch.uint8).numpy()
     return PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 

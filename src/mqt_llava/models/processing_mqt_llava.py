@@ -77,6 +77,7 @@ class MQTLlavaProcessor(CompressedLlavaProcessor):
     def num_visual_tokens_per_image(
         self, num_visual_tokens: int | list[int] | None, num_images: int, name: str = "num_visual_tokens"
     ) -> list[int]:
+        """As of every processor; where a call does not say, the processor's own number, or else M."""
         if num_visual_tokens is None:
             num_visual_tokens = self.max_visual_tokens if self.num_visual_tokens is None else self.num_visual_tokens
         return check_num_visual_tokens(num_visual_tokens, self.max_visual_tokens, num_images, name)

@@ -78,7 +78,7 @@ class MQTLlavaProcessingInfo(MultiModalProcessingInfo):
                 f"`mm_processor_kwargs` has {', '.join(map(repr, others))}, but only {NAME!r} is allowed."
             )
         processor = self.get_hf_processor()
-        default = processor.max_visual_tokens if processor.num_visual_tokens is None else processor.num_visual_tokens
+        (default,) = processor.num_visual_tokens_per_image(None, num_images=1)
         kwargs = self.ctx.get_merged_mm_kwargs(request_kwargs)
         num_visual_tokens = {**kwargs, **(kwargs.get("images_kwargs") or {})}.get(NAME, default)
         name = f"mm_processor_kwargs['{NAME}']"
