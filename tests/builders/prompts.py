@@ -42,16 +42,14 @@ def random_pixels(num_images: int, size: int = 28, seed: int = 7) -> torch.Tenso
     return torch.randn(num_images, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def random_inputs(*rows: list[int], image_size: int = 28) -> dict[str, torch.Tensor]:
-    """
-    What a processor would give, left-padded: a row is the visual tokens of each image in it, with text around them.
-    """
+def random_inputs(*rows: list[int], image_size: int = 28, side: str = "left") -> dict[str, torch.Tensor]:
+    """What a processor would give: a row is the visual tokens of each image in it, with text around them."""
     tokens = []
     for i, row in enumerate(rows):
         images = [piece for j in range(len(row)) for piece in ("image", 31 + i, 41 + j)]
         tokens.append([1, 11 + i, *images, 51 + i])
     counts = [count for row in rows for count in row]
-    inputs = prompt_rows(tokens, counts)
+    inputs = prompt_rows(tokens, counts, side)
     if counts:
         inputs["pixel_values"] = random_pixels(len(counts), image_size)
         inputs["visual_token_counts"] = torch.tensor(counts)
@@ -71,6 +69,21 @@ def random_quecc_inputs(
     if questions:
         inputs["pixel_values"] = random_pixels(len(questions))
         inputs["query_input_ids"], inputs["query_attention_mask"] = pad(questions, side)
+    return inputs
+
+
+def one_prompt(batch: dict, rows: tuple, index: int) -> dict:
+    """One prompt of a batch from either of these, with its images, and nothing padded but questions."""
+    is_real = batch["attention_mask"][index] == 1
+    inputs = {"input_ids": batch["input_ids"][index : index + 1, is_real]}
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    if rows[index]:
+        first = sum(len(row) for row in rows[:index])
+        for name in {"pixel_values", "visual_token_counts"} & set(batch):
+            inputs[name] = batch[name][first : first + len(rows[index])]
+        if "query_input_ids" in batch:
+            queries = [[1, *question] for question in rows[index]]
+            inputs["query_input_ids"], inputs["query_attention_mask"] = pad(queries)
     return inputs
 
 

@@ -39,6 +39,18 @@ def batch(chats, counts, padding=0, side="left", masked=None):
     return inputs
 
 
+def text_of(inputs: dict) -> dict:
+    """Without the images."""
+    return {name: inputs[name] for name in ("input_ids", "attention_mask")}
+
+
+def go_on(chats, answers, *pieces) -> list[Chat]:
+    """Adds to each row its answer, and what is said to it."""
+    for chat, answer in zip(chats, answers):
+        chat.pieces += [*answer, *pieces]
+    return chats
+
+
 def ask(model, inputs, **kwargs):
     output = model.generate(
         **inputs, **{"max_new_tokens": NEW, "do_sample": False, "return_dict_in_generate": True, **kwargs}

@@ -2,38 +2,10 @@ import json
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
-from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration, MQTLlavaProcessor
+from mqt_llava import MQTLlavaConfig, MQTLlavaProcessor
 from tests.builders.original_checkpoints import RESAMPLER
-
-
-@pytest.mark.parametrize("case", ["q0.m1", "q1.m16", "q2.m256"])
-def test_golden_logits_and_answers(golden, case):
-    original, converted = golden
-    cases = {item["key"]: item for item in json.loads((original / "golden.json").read_text())["cases"]}
-    golden_tensors = load_file(original / "golden.safetensors")
-    model = MQTLlavaForConditionalGeneration.from_pretrained(converted).eval()
-    processor = MQTLlavaProcessor.from_pretrained(converted)
-    inputs = processor(
-        images=Image.open(original / "images" / cases[case]["image"]),
-        text=cases[case]["prompt"],
-        num_visual_tokens=cases[case]["num_visual_tokens"],
-        return_tensors="pt",
-    )
-    pixels = golden_tensors[f"pixel_values_every_7th.{cases[case]['image']}"]
-    torch.testing.assert_close(inputs["pixel_values"][0, :, ::7, ::7], pixels, rtol=0, atol=1e-6)
-
-    logits = golden_tensors[f"{case}.last_logits"]
-    with torch.no_grad():
-        last_logits = model(**inputs).logits[0, -1]
-    assert (last_logits[: len(logits)] - logits).abs().max() <= 1e-5 * logits.abs().max()
-    assert last_logits[len(logits) :].max() < logits.max(), "new tokens are never the most likely ones"
-
-    answer = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    # The original was generated from embeddings, so what it returned begins with a lone BOS.
-    assert answer.tolist() == golden_tensors[f"{case}.generated"].tolist()[-12:]
 
 
 def test_tensors_are_the_originals(golden):

@@ -1,10 +1,13 @@
 """The ways in from a folder or the Hub: auto classes, code that travels along, and the pipeline."""
 
 import ast
+import copy
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -19,56 +22,76 @@ from transformers import (
     AutoModelForPreTraining,
     AutoProcessor,
     AutoTokenizer,
+    PreTrainedConfig,
     pipeline,
 )
 
 import mqt_llava
-from mqt_llava import MQTLlavaConfig, MQTLlavaForConditionalGeneration, MQTLlavaModel, MQTLlavaProcessor
-from tests.builders.configs import tiny_config
+from mqt_llava import (
+    MQTLlavaConfig,
+    MQTLlavaForConditionalGeneration,
+    MQTLlavaModel,
+    MQTLlavaProcessor,
+    QueCCLlavaConfig,
+    QueCCLlavaForConditionalGeneration,
+    QueCCLlavaModel,
+    QueCCLlavaProcessor,
+)
+from tests.builders.chats import PROMPT, tokenize_chat
+from tests.builders.configs import tiny_config, tiny_quecc_config
 from tests.builders.processes import load_elsewhere
 
 
 MODELS = Path(mqt_llava.__file__).parent / "models"
-# What a saved folder holds, by kind of model.
 ALL_MODEL_FILES = sorted(path.name for path in MODELS.glob("[!_]*.py"))
+# What a saved folder holds, by kind of model: no file of MQT-LLaVA's elastic generation is among QueCC-LLaVA's.
 MODEL_FILES = [name for name in ALL_MODEL_FILES if "quecc" not in name]
+QUECC_FILES = [name for name in ALL_MODEL_FILES if "mqt" not in name and name != "adaptive_decoding.py"]
 QUESTIONS = ["What is this?", "Tell me a lot more about it."]
 ASK = {"max_new_tokens": 6, "return_full_text": False}
+
+
+class Kind(NamedTuple):
+    """A saved model, its configuration, model, model with head and processor, and what its folder holds."""
+
+    folder: Path
+    classes: tuple[type, ...]
+    files: list[str]
+    small_config: PreTrainedConfig
+
+
+@pytest.fixture(params=["mqt", "quecc"])
+def kind(request) -> Kind:
+    folder = request.getfixturevalue(f"{request.param}_folder")
+    if request.param == "mqt":
+        classes = (MQTLlavaConfig, MQTLlavaModel, MQTLlavaForConditionalGeneration, MQTLlavaProcessor)
+        return Kind(folder, classes, MODEL_FILES, tiny_config())
+    classes = (QueCCLlavaConfig, QueCCLlavaModel, QueCCLlavaForConditionalGeneration, QueCCLlavaProcessor)
+    return Kind(folder, classes, QUECC_FILES, tiny_quecc_config())
 
 
 def make_image(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (40, 50, 3), dtype=np.uint8))
 
 
-def save(model, processor, folder) -> Path:
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folder(golden_model, processor, tmp_path_factory):
-    return save(golden_model, processor, tmp_path_factory.mktemp("saved") / "model")
-
-
 # ------------------------------------------------------------------------------------------------- with the package
 
 
-def test_importing_the_package_registers_the_auto_classes(folder):
-    config = AutoConfig.from_pretrained(folder)
-    assert type(config) is MQTLlavaConfig
-    assert type(AutoConfig.for_model("mqt_llava")) is MQTLlavaConfig
-    assert type(AutoModel.from_pretrained(folder)) is MQTLlavaModel
+def test_importing_the_package_registers_the_auto_classes(kind):
+    config_class, model_class, model_with_head_class, processor_class = kind.classes
+    config = AutoConfig.from_pretrained(kind.folder)
+    assert type(config) is type(AutoConfig.for_model(config.model_type)) is config_class
+    assert type(AutoModel.from_pretrained(kind.folder)) is model_class
     for auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForPreTraining):
-        assert type(auto_class.from_pretrained(folder)) is MQTLlavaForConditionalGeneration
-    assert type(AutoProcessor.from_pretrained(folder)) is MQTLlavaProcessor
-    assert type(AutoModel.from_config(tiny_config())) is MQTLlavaModel
-    assert type(AutoModelForImageTextToText.from_config(tiny_config())) is MQTLlavaForConditionalGeneration
+        assert type(auto_class.from_pretrained(kind.folder)) is model_with_head_class
+    assert type(AutoProcessor.from_pretrained(kind.folder)) is processor_class
+    assert type(AutoModel.from_config(kind.small_config)) is model_class
+    assert type(AutoModelForImageTextToText.from_config(kind.small_config)) is model_with_head_class
 
 
-def test_the_parts_of_the_processor_load_by_themselves(folder, processor):
-    assert AutoTokenizer.from_pretrained(folder).get_vocab() == processor.tokenizer.get_vocab()
-    assert AutoImageProcessor.from_pretrained(folder, backend="pil").size == processor.image_processor.size
+def test_the_parts_of_the_processor_load_by_themselves(mqt_folder, processor):
+    assert AutoTokenizer.from_pretrained(mqt_folder).get_vocab() == processor.tokenizer.get_vocab()
+    assert AutoImageProcessor.from_pretrained(mqt_folder, backend="pil").size == processor.image_processor.size
 
 
 @pytest.mark.parametrize("model_class", [MQTLlavaModel, MQTLlavaForConditionalGeneration])
@@ -86,8 +109,6 @@ def test_a_saved_folder_names_every_auto_class(model_class, tmp_path):
     assert "auto_map" not in config["vision_config"] and "auto_map" not in config["text_config"]
     assert type(AutoModel.from_pretrained(tmp_path)) is MQTLlavaModel
     assert type(AutoModelForImageTextToText.from_pretrained(tmp_path)) is MQTLlavaForConditionalGeneration
-    for name in ("configuration_mqt_llava.py", "adaptive_decoding.py", "modeling_mqt_llava.py"):
-        assert (tmp_path / name).read_text() == (MODELS / name).read_text()
 
 
 def test_a_saved_processor_names_its_auto_class(processor, tmp_path):
@@ -98,8 +119,9 @@ def test_a_saved_processor_names_its_auto_class(processor, tmp_path):
         assert (tmp_path / name).read_text() == (MODELS / name).read_text()
 
 
-def test_a_folder_with_everything_holds_every_code_file(folder):
-    assert sorted(path.name for path in folder.glob("*.py")) == MODEL_FILES
+def test_a_folder_with_everything_holds_every_code_file(kind):
+    assert sorted(path.name for path in kind.folder.glob("*.py")) == kind.files
+    assert all((kind.folder / name).read_text() == (MODELS / name).read_text() for name in kind.files)
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -121,17 +143,17 @@ def test_model_files_import_nothing_but_each_other_torch_transformers_and_pillow
 
 # ---------------------------------------------------------------------------------------------- without the package
 
-ASKED = {"num_visual_tokens": 4}
-CLASS_NAMES = ["MQTLlavaConfig", "MQTLlavaModel", "MQTLlavaForConditionalGeneration", "MQTLlavaProcessor"]
-CLASS_NAMES += CLASS_NAMES[2:]
+
+def asked_of(folder) -> dict:
+    """A number of visual tokens, where the model has a choice."""
+    return {"num_visual_tokens": 4} if AutoConfig.from_pretrained(folder).model_type == "mqt_llava" else {}
 
 
 def check_loaded(result: dict, folder: Path) -> None:
-    """What another process computed must be what this one computes."""
-    model = MQTLlavaForConditionalGeneration.from_pretrained(folder)
-    processor = MQTLlavaProcessor.from_pretrained(folder)
-    prompt = "USER: <image>\nWhat is this? ASSISTANT:"
-    inputs = processor(images=make_image(0), text=prompt, num_visual_tokens=4, return_tensors="pt")
+    """What another process computed, as `load_elsewhere` says it, must be what this one computes."""
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    asked = asked_of(folder)
+    inputs = processor(images=make_image(0), text=PROMPT, return_tensors="pt", **asked)
     with torch.no_grad():
         expected = {
             "logits": model(**inputs).logits[0, -1],
@@ -139,34 +161,36 @@ def check_loaded(result: dict, folder: Path) -> None:
         }
     for name, tensor in expected.items():
         torch.testing.assert_close(torch.tensor(result[name]), tensor, rtol=1e-5, atol=1e-5)
-    pipe = pipeline("image-text-to-text", model=folder)
-    answer = pipe(text=make_chat(0), generate_kwargs={"num_visual_tokens": 4}, **ASK)
+    answer = pipeline("image-text-to-text", model=folder)(text=make_chat(0), generate_kwargs=asked, **ASK)
     assert result["answer"] == answer[0]["generated_text"]
-    assert result["classes"] == CLASS_NAMES
+    names = [type(part).__name__ for part in (model.config, model.model, model, processor)]
+    assert result["classes"] == [*names, *names[2:]]
 
 
-def test_trust_remote_code_does_no_harm_where_the_package_is_imported(folder, tmp_path):
-    result = load_elsewhere(sys.executable, folder, tmp_path / "resaved", ASKED, package="imported")
+def test_trust_remote_code_does_no_harm_where_the_package_is_imported(kind, tmp_path):
+    result = load_elsewhere(sys.executable, kind.folder, tmp_path / "resaved", asked_of(kind.folder), "imported")
     assert set(result["modules"]) == {"mqt_llava"}
-    check_loaded(result, folder)
+    check_loaded(result, kind.folder)
 
 
-def test_a_folder_loads_without_the_package(folder, tmp_path):
-    result = load_elsewhere(sys.executable, folder, tmp_path / "resaved", ASKED)
+def test_a_folder_loads_without_the_package(kind, tmp_path):
+    folder, resaved, asked = kind.folder, tmp_path / "resaved", asked_of(kind.folder)
+    result = load_elsewhere(sys.executable, folder, resaved, asked)
     assert set(result["modules"]) == {"transformers_modules"}
     check_loaded(result, folder)
 
     # What was loaded that way is saved with code of its own again.
-    resaved = tmp_path / "resaved"
-    assert sorted(path.name for path in resaved.glob("*.py")) == MODEL_FILES
+    assert sorted(path.name for path in resaved.glob("*.py")) == kind.files
     for name in ("config.json", "processor_config.json"):
         saved, original = [json.loads((path / name).read_text())["auto_map"] for path in (resaved, folder)]
         assert saved == original
-    check_loaded(load_elsewhere(sys.executable, resaved, tmp_path / "again", ASKED), folder)
+    result = load_elsewhere(sys.executable, resaved, tmp_path / "again", asked)
+    assert set(result["modules"]) == {"transformers_modules"}
+    check_loaded(result, folder)
 
 
 @pytest.mark.slow
-def test_a_folder_loads_in_a_clean_environment(folder, tmp_path):
+def test_a_folder_loads_in_a_clean_environment(mqt_folder, tmp_path):
     import transformers
 
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
@@ -175,7 +199,8 @@ def test_a_folder_loads_in_a_clean_environment(folder, tmp_path):
     install = subprocess.run([python, "-m", "pip", "install", "-q", *wanted], capture_output=True, text=True)
     if install.returncode != 0:
         pytest.skip(f"pip cannot install {wanted}: {install.stderr[-500:]}")
-    check_loaded(load_elsewhere(python, folder, tmp_path / "resaved", ASKED), folder)
+    result = load_elsewhere(python, mqt_folder, tmp_path / "resaved", asked_of(mqt_folder))
+    check_loaded(result, mqt_folder)
 
 
 # --------------------------------------------------------------------------------------------------------- pipeline
@@ -191,8 +216,13 @@ def make_prompt(i: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def pipe(folder):
-    return pipeline("image-text-to-text", model=folder)
+def pipe(mqt_folder):
+    return pipeline("image-text-to-text", model=mqt_folder)
+
+
+@pytest.fixture(scope="module")
+def pipes(pipe, quecc_folder):
+    return {"mqt": pipe, "quecc": pipeline("image-text-to-text", model=quecc_folder)}
 
 
 def generate(pipe, inputs) -> str:
@@ -201,14 +231,8 @@ def generate(pipe, inputs) -> str:
     return pipe.processor.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
-def answer_chat(pipe, i: int, num_images: int = 1, **kwargs) -> str:
-    return generate(
-        pipe,
-        pipe.processor.apply_chat_template(
-            make_chat(i, num_images), add_generation_prompt=True, tokenize=True, return_dict=True,
-            return_tensors="pt", processor_kwargs=kwargs,
-        ),
-    )  # fmt: skip
+def answer_chat(pipe, chat: list[dict], **kwargs) -> str:
+    return generate(pipe, tokenize_chat(pipe.processor, chat, add_generation_prompt=True, processor_kwargs=kwargs))
 
 
 def answer_prompt(pipe, i: int, **kwargs) -> str:
@@ -220,25 +244,28 @@ def texts(records: list) -> list[str]:
 
 
 BUDGETS = pytest.mark.parametrize(
-    "budget, m",
+    "name, budget, m",
     [
-        ({}, None),
-        ({"processor_kwargs": {"num_visual_tokens": 4}}, 4),
-        ({"generate_kwargs": {"num_visual_tokens": 4}}, 4),
-        ({"processor_kwargs": {"num_visual_tokens": 2}, "generate_kwargs": {"num_visual_tokens": 4}}, 4),
+        ("mqt", {}, None),
+        ("mqt", {"processor_kwargs": {"num_visual_tokens": 4}}, 4),
+        ("mqt", {"generate_kwargs": {"num_visual_tokens": 4}}, 4),
+        ("mqt", {"processor_kwargs": {"num_visual_tokens": 2}, "generate_kwargs": {"num_visual_tokens": 4}}, 4),
+        ("quecc", {}, None),
     ],
-    ids=["default m", "m by processor_kwargs", "m by generate_kwargs", "generate_kwargs win"],
+    ids=["default m", "m by processor_kwargs", "m by generate_kwargs", "generate_kwargs win", "QueCC"],
 )
 
 
 @BUDGETS
-def test_pipeline_answers_chats(pipe, budget, m):
-    expected = [answer_chat(pipe, i, num_visual_tokens=m) for i in range(2)]
-    assert expected[0] != answer_chat(pipe, 0, num_visual_tokens=4 if m is None else None), "m changes nothing"
-    chats = [make_chat(0), make_chat(1)]
+def test_pipeline_answers_chats(pipes, name, budget, m):
+    pipe, chats = pipes[name], [make_chat(0), make_chat(1)]
+    expected = [answer_chat(pipe, chat, num_visual_tokens=m) for chat in chats]
+    if name == "mqt":
+        other = answer_chat(pipe, chats[0], num_visual_tokens=4 if m is None else None)
+        assert expected[0] != other, "m changes nothing"
 
     def ask(text, **kwargs):
-        return pipe(text=text, **{key: dict(value) for key, value in budget.items()}, **ASK, **kwargs)
+        return pipe(text=text, **copy.deepcopy(budget), **ASK, **kwargs)
 
     assert texts([ask(chat) for chat in chats]) == expected
     assert texts(ask(chats)) == expected
@@ -246,16 +273,20 @@ def test_pipeline_answers_chats(pipe, budget, m):
 
 
 @BUDGETS
-def test_pipeline_answers_plain_images_and_texts(pipe, budget, m):
+def test_pipeline_answers_plain_images_and_texts(pipes, name, budget, m):
+    pipe = pipes[name]
     expected = [answer_prompt(pipe, i, num_visual_tokens=m) for i in range(2)]
     images, prompts = [make_image(0), make_image(1)], [make_prompt(0), make_prompt(1)]
 
     def ask(images, text, **kwargs):
-        return pipe(images=images, text=text, **{key: dict(value) for key, value in budget.items()}, **ASK, **kwargs)
+        return pipe(images=images, text=text, max_new_tokens=6, **copy.deepcopy(budget), **kwargs)
 
-    assert texts([ask(image, prompt)[0] for image, prompt in zip(images, prompts)]) == expected
-    assert texts(ask(images, prompts)) == expected
-    assert texts(ask(images, prompts, batch_size=2)) == expected
+    alone = {"return_full_text": False}
+    assert texts([ask(image, prompt, **alone)[0] for image, prompt in zip(images, prompts)]) == expected
+    assert texts(ask(images, prompts, **alone)) == expected
+    assert texts(ask(images, prompts, batch_size=2, **alone)) == expected
+    full = ask(images[0], prompts[0])[0]["generated_text"]
+    assert full.startswith(prompts[0]) and full[len(prompts[0]) :].strip() == expected[0]
 
 
 def with_numbers(chat: list[dict], *numbers: int) -> list[dict]:
@@ -274,21 +305,22 @@ def with_numbers(chat: list[dict], *numbers: int) -> list[dict]:
 
 
 def test_pipeline_takes_m_from_the_images_items(pipe):
-    expected = [answer_chat(pipe, 0, 3, num_visual_tokens=[1, 2, 4]), answer_chat(pipe, 1, num_visual_tokens=4)]
-    assert expected != [answer_chat(pipe, 0, 3), answer_chat(pipe, 1)], "m changes nothing"
-    chats = [with_numbers(make_chat(0, num_images=3), 1, 2, 4), with_numbers(make_chat(1), 4)]
+    plain, asked = [make_chat(0, num_images=3), make_chat(1)], ([1, 2, 4], [4])
+    expected = [answer_chat(pipe, chat, num_visual_tokens=numbers) for chat, numbers in zip(plain, asked)]
+    assert expected != [answer_chat(pipe, chat) for chat in plain], "m changes nothing"
+    chats = [with_numbers(chat, *numbers) for chat, numbers in zip(plain, asked)]
     for kwargs in ({}, {"processor_kwargs": {"num_visual_tokens": 8}}):
         assert texts([pipe(text=chat, **kwargs, **ASK) for chat in chats]) == expected
         assert texts(pipe(text=chats, **kwargs, **ASK)) == expected
         assert texts(pipe(text=chats, batch_size=2, **kwargs, **ASK)) == expected
 
 
-def test_what_generate_is_told_goes_before_the_items(pipe, folder):
-    expected = [answer_chat(pipe, 0, num_visual_tokens=4)]
+def test_what_generate_is_told_goes_before_the_items(pipe, mqt_folder):
+    expected = [answer_chat(pipe, make_chat(0), num_visual_tokens=4)]
     chat = with_numbers(make_chat(0), 256)
     assert expected != texts(pipe(text=chat, **ASK)), "m changes nothing"
     assert texts(pipe(text=chat, generate_kwargs={"num_visual_tokens": 4}, **ASK)) == expected
-    asks_four = pipeline("image-text-to-text", model=folder)
+    asks_four = pipeline("image-text-to-text", model=mqt_folder)
     asks_four.model.generation_config.num_visual_tokens = 4
     assert texts(asks_four(text=chat, **ASK)) == expected
 
@@ -300,28 +332,26 @@ def test_pipeline_refuses_a_wrong_m_of_an_item(pipe):
 
 @pytest.mark.parametrize("m", [None, 4])
 def test_pipeline_batches_chats_with_different_numbers_of_images(pipe, m):
-    expected = [answer_chat(pipe, 0, num_images=3, num_visual_tokens=m), answer_chat(pipe, 1, num_visual_tokens=m)]
     generate_kwargs = {} if m is None else {"num_visual_tokens": m}
     chats = [make_chat(0, num_images=3), make_chat(1)]
+    expected = [answer_chat(pipe, chat, num_visual_tokens=m) for chat in chats]
     assert texts(pipe(text=chats, batch_size=2, generate_kwargs=generate_kwargs, **ASK)) == expected
 
 
-def test_pipeline_of_any_modality(folder, pipe, monkeypatch):
+def test_pipeline_of_any_modality(mqt_folder, pipe, monkeypatch):
     # It asks for torchvision wherever a model sees images; nothing of ours needs that.
     monkeypatch.setattr("transformers.pipelines.any_to_any.requires_backends", lambda *_: None)
-    any_to_any = pipeline("any-to-any", model=folder)
+    any_to_any = pipeline("any-to-any", model=mqt_folder)
     assert type(any_to_any.model) is type(pipe.model)
     answers = any_to_any(text=make_chat(0), generate_kwargs={"num_visual_tokens": 4}, **ASK)
-    assert texts(answers) == [answer_chat(pipe, 0, num_visual_tokens=4)]
+    assert texts(answers) == [answer_chat(pipe, make_chat(0), num_visual_tokens=4)]
 
 
-def test_pipeline_answers_without_an_image(pipe):
+@pytest.mark.parametrize("name, generate_kwargs", [("mqt", {"num_visual_tokens": 4}), ("quecc", {})])
+def test_pipeline_answers_without_an_image(pipes, name, generate_kwargs):
     chat = [{"role": "user", "content": "Hello"}]
-    answer = pipe(text=chat, generate_kwargs={"num_visual_tokens": 4}, **ASK)
-    inputs = pipe.processor.apply_chat_template(
-        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
-    assert texts(answer) == [generate(pipe, inputs)]
+    answer = pipes[name](text=chat, generate_kwargs=generate_kwargs, **ASK)
+    assert texts(answer) == [answer_chat(pipes[name], chat)]
 
 
 @pytest.mark.parametrize("m", [None, 4])
@@ -341,16 +371,15 @@ def test_pipeline_returns_the_full_text_or_the_answer_alone(pipe, m):
     chat = pipe(text=make_chat(0), generate_kwargs=dict(generate_kwargs))[0]["generated_text"]
     assert chat[:-1] == make_chat(0)
     assert chat[-1]["role"] == "assistant"
-    assert chat[-1]["content"].strip() == answer_chat(pipe, 0, num_visual_tokens=m)
+    assert chat[-1]["content"].strip() == answer_chat(pipe, make_chat(0), num_visual_tokens=m)
 
 
-def test_pipeline_takes_m_from_the_saved_generation_config(folder, golden_model, processor, tmp_path):
-    save(golden_model, processor, tmp_path)
-    path = tmp_path / "generation_config.json"
+def test_pipeline_takes_m_from_the_saved_generation_config(pipe, mqt_folder, tmp_path):
+    shutil.copytree(mqt_folder, tmp_path / "saved")
+    path = tmp_path / "saved" / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_visual_tokens": 4}))
-    pipe = pipeline("image-text-to-text", model=tmp_path)
-    expected = answer_chat(pipeline("image-text-to-text", model=folder), 0, num_visual_tokens=4)
-    assert texts(pipe(text=make_chat(0), **ASK)) == [expected]
+    asks_four = pipeline("image-text-to-text", model=tmp_path / "saved")
+    assert texts(asks_four(text=make_chat(0), **ASK)) == [answer_chat(pipe, make_chat(0), num_visual_tokens=4)]
 
 
 def test_pipeline_refuses_a_wrong_m(pipe):

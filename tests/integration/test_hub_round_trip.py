@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import pipeline
 
 from tests.builders.loopback_hub import LoopbackHub
 from tests.builders.paths import CHECKPOINT, FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME, REPOSITORY
 from tests.builders.processes import BLOCK, load_elsewhere, run_python
 from tests.builders.scripts import load_script
-from tests.integration.test_hub import ASK, CLASS_NAMES, MODEL_FILES, check_loaded, make_chat
+from tests.integration.test_hub import MODEL_FILES, check_loaded
 
 
 GENERATION = "generation_config.json"
@@ -67,12 +66,7 @@ def test_from_a_conversion_to_a_pipeline_without_the_package(hub, environment, t
     asked = {"num_visual_tokens": 4} if kind == "mqt" else {}
     result = load_elsewhere(sys.executable, "you/converted", tmp_path / "resaved", asked, environment=environment)
     assert set(result["modules"]) == {"transformers_modules"}
-    if kind == "mqt":
-        check_loaded(result, output)
-    else:
-        expected = pipeline("image-text-to-text", model=output)(text=make_chat(0), **ASK)
-        assert result["answer"] == expected[0]["generated_text"]
-        assert [name.replace("QueCC", "MQT") for name in result["classes"]] == CLASS_NAMES
+    check_loaded(result, output)
     assert hub.run_card("you/converted", tmp_path, BLOCK)
     assert "GET /you/converted/resolve/" in " ".join(hub.requests)
 

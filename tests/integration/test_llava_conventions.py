@@ -15,41 +15,20 @@ from mqt_llava import (
     QueCCLlavaForConditionalGeneration,
     QueCCLlavaModel,
 )
-from tests.builders.configs import tiny_config, tiny_quecc_config
-from tests.builders.models import random_model, random_quecc_model
-from tests.builders.prompts import random_inputs, random_quecc_inputs
+from tests.builders.both import BOTH, QUECC, image_inputs
 
 
-CLASSES = (
-    MQTLlavaModel,
-    MQTLlavaForConditionalGeneration,
-    QueCCLlavaModel,
-    QueCCLlavaForConditionalGeneration,
-)
-
-
-def make_mqt(**kwargs):
-    return random_model(tiny_config(**kwargs)), random_inputs([4, 2], [3])
-
-
-def make_quecc(**kwargs):
-    return random_quecc_model(tiny_quecc_config(**kwargs)), random_quecc_inputs([[5, 6], [7]], [[8]])
-
-
-BOTH = pytest.mark.parametrize("make", [make_mqt, make_quecc], ids=["mqt", "quecc"])
-
-
-def image_inputs(inputs: dict) -> dict:
-    """What `get_image_features` takes of a processor's output."""
-    return {name: inputs[name] for name in inputs if name not in ("input_ids", "attention_mask")}
+def build(case, **kwargs):
+    """A model, and prompts with two images and with one."""
+    return case.make_model(case.make_config(**kwargs)), case.make_inputs(*case.rows[:2])
 
 
 # --------------------------------------------------------------------------------------------------------- exporters
 
 
 @BOTH
-def test_exporters_find_the_compressor(make):
-    model, inputs = make()
+def test_exporters_find_the_compressor(case):
+    model, inputs = build(case)
     for root in (model, model.model):
         assert is_multimodal(root)
         parts = decompose_multimodal(root, inputs)
@@ -62,8 +41,8 @@ def test_exporters_find_the_compressor(make):
 
 
 @BOTH
-def test_the_compressor_can_be_exported_by_itself(make):
-    model, inputs = make()
+def test_the_compressor_can_be_exported_by_itself(case):
+    model, inputs = build(case)
     compressor, captured = decompose_multimodal(model, inputs)["multi_modal_projector"]
     exported = torch.export.export(compressor, (), captured).module()
     torch.testing.assert_close(exported(**captured), compressor(**captured))
@@ -84,8 +63,8 @@ OTHERS = pytest.mark.parametrize(
 
 @BOTH
 @OTHERS
-def test_other_features_than_the_configured_ones_are_refused(make, name, value, message):
-    model, inputs = make()
+def test_other_features_than_the_configured_ones_are_refused(case, name, value, message):
+    model, inputs = build(case)
     for call in (model, model.model):
         with pytest.raises(ValueError, match=message):
             call(**inputs, **{name: value})
@@ -97,8 +76,8 @@ def test_other_features_than_the_configured_ones_are_refused(make, name, value, 
 
 @BOTH
 @torch.no_grad()
-def test_the_configured_features_may_be_asked_for(make):
-    model, inputs = make()
+def test_the_configured_features_may_be_asked_for(case):
+    model, inputs = build(case)
     asked = {"vision_feature_layer": -2, "vision_feature_select_strategy": "default", "image_sizes": None}
     for call in (model, model.model):
         torch.testing.assert_close(call(**inputs, **asked)[0], call(**inputs)[0], rtol=0, atol=0)
@@ -113,8 +92,8 @@ def test_the_configured_features_may_be_asked_for(make):
 @pytest.mark.parametrize("layer", [-3, -2, -1, 1, 3])
 @pytest.mark.parametrize("how", [True, [1]], ids=["all states", "one state"])
 @torch.no_grad()
-def test_the_configured_layer_is_an_index_of_the_hidden_states(make, layer, how):
-    model, inputs = make(vision_feature_layer=layer)
+def test_the_configured_layer_is_an_index_of_the_hidden_states(case, layer, how):
+    model, inputs = build(case, vision_feature_layer=layer)
     full_tower = AutoModel.from_config(copy.deepcopy(model.config.vision_config)).eval()
     full_tower.load_state_dict(model.model.vision_tower.state_dict(), strict=False)
     expected = full_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states
@@ -130,7 +109,7 @@ def test_the_configured_layer_is_an_index_of_the_hidden_states(make, layer, how)
 
 @torch.no_grad()
 def test_the_layers_of_quecc_are_indices_of_the_hidden_states():
-    model, inputs = make_quecc(vision_feature_layer=-3, vision_context_layers=[1, -2])
+    model, inputs = build(QUECC, vision_feature_layer=-3, vision_context_layers=[1, -2])
     states = model.get_image_features(**image_inputs(inputs), output_hidden_states=True).hidden_states
     assert len(states) == 4 and states[-1] is None
     assert all(states[layer] is not None for layer in model.config.used_vision_layers)
@@ -139,7 +118,10 @@ def test_the_layers_of_quecc_are_indices_of_the_hidden_states():
 # ------------------------------------------------------------------------------------------------------ documentation
 
 
-@pytest.mark.parametrize("model_class", CLASSES)
+@pytest.mark.parametrize(
+    "model_class",
+    [MQTLlavaModel, MQTLlavaForConditionalGeneration, QueCCLlavaModel, QueCCLlavaForConditionalGeneration],
+)
 def test_forward_documents_every_argument(model_class):
     documentation = inspect.getdoc(model_class.forward)
     for name in inspect.signature(model_class.forward).parameters:
@@ -154,12 +136,10 @@ def test_forward_documents_every_argument(model_class):
 
 # ------------------------------------------------------------------------------------------------------ configuration
 
-CONFIGS = pytest.mark.parametrize("make_config", [tiny_config, tiny_quecc_config], ids=["mqt", "quecc"])
 
-
-@CONFIGS
-def test_a_saved_config_names_the_image_token_in_both_ways(make_config, tmp_path):
-    config = make_config(image_token_id=7)
+@BOTH
+def test_a_saved_config_names_the_image_token_in_both_ways(case, tmp_path):
+    config = case.make_config(image_token_id=7)
     config.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["image_token_id"] == saved["image_token_index"] == 7
@@ -171,18 +151,18 @@ def test_a_saved_config_names_the_image_token_in_both_ways(make_config, tmp_path
     assert type(config)(**{**config.to_dict(), "image_token_id": 9}).image_token_id == 9
 
 
-@CONFIGS
+@BOTH
 @pytest.mark.parametrize("name", ["image_token_id", "image_token_index"])
-def test_a_config_whose_two_names_disagree_is_refused(make_config, name, tmp_path):
-    make_config(image_token_id=7).save_pretrained(tmp_path)
+def test_a_config_whose_two_names_disagree_is_refused(case, name, tmp_path):
+    case.make_config(image_token_id=7).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: 9}))
     with pytest.raises(ValueError, match="`image_token_id` is . and `image_token_index` is ., but both mean"):
         AutoConfig.from_pretrained(tmp_path)
 
 
-@CONFIGS
-def test_a_config_with_the_older_name_alone_is_read(make_config):
-    saved = json.loads(make_config(image_token_id=7).to_json_string())
+@BOTH
+def test_a_config_with_the_older_name_alone_is_read(case):
+    saved = json.loads(case.make_config(image_token_id=7).to_json_string())
     del saved["image_token_id"]
-    assert type(make_config()).from_dict(saved).image_token_id == 7
+    assert type(case.make_config()).from_dict(saved).image_token_id == 7

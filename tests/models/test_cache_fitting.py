@@ -6,148 +6,111 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from tests.builders.prompts import prompt_rows, random_pixels
+from tests.builders.turns import NEW, Chat, ask, at, batch, fresh, go_on, text_of
 
 
-NEW = 5
-ONE_IMAGE = [1, 11, "image", 12, 0, 13]
-TWO_IMAGES = [1, "image", 21, "image", 22]
-
-
-@pytest.fixture
-def pixel_values():
-    return random_pixels(3, seed=1)
-
-
-def generate(model, inputs, **kwargs) -> torch.Tensor:
-    """The new tokens."""
-    output = model.generate(**inputs, **{"max_new_tokens": NEW, "do_sample": False, **kwargs})
-    return output[:, inputs["input_ids"].shape[1] :]
+COUNTS = {"a": 4, "b": 9}
+REFUSAL = r"`past_key_values` holds images at \[4, 9\] visual tokens"
 
 
 @pytest.fixture
-def first(tiny_model, pixel_values):
-    inputs = {**prompt_rows([TWO_IMAGES], [16, 16]), "pixel_values": pixel_values[:2]}
-    cache = DynamicCache(config=tiny_model.config)
-    output = tiny_model.generate(
-        **inputs, past_key_values=cache, num_visual_tokens=[4, 9], max_new_tokens=NEW, do_sample=False
-    )
-    answer = output[0, inputs["input_ids"].shape[1] :].tolist()
-    return cache, [*TWO_IMAGES, *answer, 41, 42]
+def first(tiny_model):
+    """A cache with two images at 4 and 9 visual tokens, and the conversation that goes on from it."""
+    chat, cache = Chat(1, "a", 21, "b", 22), DynamicCache(config=tiny_model.config)
+    answers = ask(tiny_model, batch([chat], at(16)), num_visual_tokens=[4, 9], past_key_values=cache)[1]
+    return cache, go_on([chat], answers, 41, 42)
 
 
-def second(model, row, images, counts, **kwargs):
-    inputs = {**prompt_rows([row], counts), "pixel_values": images, "visual_token_counts": torch.tensor(counts)}
-    return generate(model, inputs, **kwargs)
-
-
-@pytest.mark.parametrize("made_with, m", [([16, 16], [4, 9]), ([4, 9], None), ([4, 9], [4, 9])], ids=str)
-def test_same_m_equals_a_fresh_run(tiny_model, pixel_values, first, made_with, m):
-    cache, row = first
-    expected = second(tiny_model, row, pixel_values[:2], [4, 9])
-    calls = []
+@pytest.mark.parametrize("made_with, m", [(at(16), [4, 9]), (COUNTS, None), (COUNTS, [4, 9])], ids=str)
+def test_same_m_equals_a_fresh_run(tiny_model, first, made_with, m):
+    cache, chats = first
+    expected, calls = fresh(tiny_model, chats, COUNTS), []
     tiny_model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
-    answer = second(tiny_model, row, pixel_values[:2], made_with, num_visual_tokens=m, past_key_values=cache)
-    assert torch.equal(answer, expected)
+    assert ask(tiny_model, batch(chats, made_with), num_visual_tokens=m, past_key_values=cache)[1] == expected
     assert not calls  # the images are in the cache
 
 
 @pytest.mark.parametrize("m", [None, 9])
 @pytest.mark.parametrize("with_counts", [True, False])
-def test_only_the_new_image_is_passed(tiny_model, pixel_values, m, with_counts):
+def test_only_the_new_image_is_passed(tiny_model, m, with_counts):
     """As transformers' own models go on: full ids, but only what the cache does not hold yet."""
-    inputs = {**prompt_rows([ONE_IMAGE], [9]), "pixel_values": pixel_values[:1]}
-    cache = DynamicCache(config=tiny_model.config)
-    answer = generate(tiny_model, inputs, past_key_values=cache)[0].tolist()
-    row = [*ONE_IMAGE, *answer, "image", 43]
-    expected = second(tiny_model, row, pixel_values[:2], [9, 9])
-    inputs = {**prompt_rows([row], [9, 9]), "pixel_values": pixel_values[1:2]}
+    chat, cache = Chat(1, 11, "a", 12, 0, 13), DynamicCache(config=tiny_model.config)
+    chats = go_on([chat], ask(tiny_model, batch([chat], at(9)), past_key_values=cache)[1], "b", 43)
+    inputs = batch(chats, at(9))
+    inputs["pixel_values"], counts = inputs["pixel_values"][1:], inputs.pop("visual_token_counts")
     if with_counts:
-        inputs["visual_token_counts"] = torch.tensor([9])
-    answer = generate(tiny_model, inputs, past_key_values=cache, num_visual_tokens=m)
-    assert torch.equal(answer, expected)
+        inputs["visual_token_counts"] = counts[1:]
+    answers = ask(tiny_model, inputs, num_visual_tokens=m, past_key_values=cache)[1]
+    assert answers == fresh(tiny_model, chats, at(9))
 
 
-def test_only_the_new_image_at_another_m_is_an_error(tiny_model, pixel_values, first):
-    cache, row = first
-    inputs = {**prompt_rows([[*row, "image", 43]], [4, 9, 9]), "pixel_values": pixel_values[2:3]}
-    inputs["visual_token_counts"] = torch.tensor([9])
-    with pytest.raises(ValueError, match="holds images at \\[4, 9\\] visual tokens.*asks for \\[9, 9, 9\\]"):
-        generate(tiny_model, inputs, past_key_values=cache, num_visual_tokens=9)
+def test_only_the_new_image_at_another_m_is_an_error(tiny_model, first):
+    cache, (chat,) = first
+    chat.pieces += ["c", 43]
+    inputs = batch([chat], {**COUNTS, "c": 9})
+    for name in ("pixel_values", "visual_token_counts"):
+        inputs[name] = inputs[name][2:]
+    with pytest.raises(ValueError, match=REFUSAL + r".*asks for \[9, 9, 9\]"):
+        ask(tiny_model, inputs, num_visual_tokens=9, past_key_values=cache)
 
 
 @pytest.mark.parametrize("default", [None, 4])
-def test_only_the_new_tokens_are_passed(tiny_model, pixel_values, default):
-    inputs = {**prompt_rows([ONE_IMAGE], [4]), "pixel_values": pixel_values[:1]}
+def test_only_the_new_tokens_are_passed(tiny_model, default):
+    chat, cache = Chat(1, 11, "a", 12, 0, 13), DynamicCache(config=tiny_model.config)
     tiny_model.generation_config.num_visual_tokens = default
-    cache = DynamicCache(config=tiny_model.config)
-    answer = generate(tiny_model, inputs, past_key_values=cache)[0].tolist()
-    row = [*ONE_IMAGE, *answer, 41, 42]
-    expected = second(tiny_model, row, pixel_values[:1], [4])
-    whole = prompt_rows([row], [4])
-    new_tokens = whole["input_ids"][:, cache.get_seq_length() :]
-    output = tiny_model.generate(
-        new_tokens,
-        attention_mask=whole["attention_mask"],
-        past_key_values=cache,
-        max_new_tokens=NEW,
-        do_sample=False,
-    )
-    assert torch.equal(output[:, new_tokens.shape[1] :], expected)
-    row = [*row, *output[0, new_tokens.shape[1] :].tolist(), 43]
-    expected = second(tiny_model, row, pixel_values[:1], [4])
+    chats = go_on([chat], ask(tiny_model, batch([chat], at(4)), past_key_values=cache)[1], 41, 42)
+    expected, inputs = fresh(tiny_model, chats, at(4)), text_of(batch(chats, at(4)))
+    inputs["input_ids"] = inputs["input_ids"][:, cache.get_seq_length() :]
+    assert ask(tiny_model, inputs, past_key_values=cache)[1] == expected
+    expected = fresh(tiny_model, go_on(chats, expected, 43), at(4))
     tiny_model.model.vision_tower.register_forward_hook(lambda *_: pytest.fail("The cache holds the image."))
-    assert torch.equal(second(tiny_model, row, pixel_values[:1], [4], past_key_values=cache), expected)
+    assert ask(tiny_model, batch(chats, at(4)), past_key_values=cache)[1] == expected
 
 
 @pytest.mark.parametrize("num_cached", [2, 3, 5, 6])
-def test_embeddings_beside_a_cache_that_ends_around_an_image(tiny_model, pixel_values, num_cached):
-    prompt = prompt_rows([ONE_IMAGE], [4])  # whose image is in columns 2 to 5
-    images = {"pixel_values": pixel_values[:1]}
-    whole = tiny_model.generate(**prompt, **images, max_new_tokens=NEW, do_sample=False, return_dict_in_generate=True)
-    cache = whole.past_key_values
+def test_embeddings_beside_a_cache_that_ends_around_an_image(tiny_model, num_cached):
+    inputs = batch([Chat(1, 11, "a", 12, 0, 13)], at(4))  # whose image is in columns 2 to 5
+    output, (expected,) = ask(tiny_model, inputs)
+    cache = output.past_key_values
     cache.crop(num_cached - cache.get_seq_length())
-    embeds = tiny_model.get_input_embeddings()(prompt["input_ids"])
-    call = {"inputs_embeds": embeds, "attention_mask": prompt["attention_mask"], "past_key_values": cache}
+    inputs["inputs_embeds"] = tiny_model.get_input_embeddings()(inputs.pop("input_ids"))
+    call = {**inputs, "past_key_values": cache, "max_new_tokens": NEW, "do_sample": False}
     if 2 < num_cached < 6:
         with pytest.raises(ValueError, match=f"holds {num_cached - 2} of the 4 visual tokens of an image"):
-            tiny_model.generate(**call, **images, max_new_tokens=NEW, do_sample=False)
-        return
-    answer = tiny_model.generate(**call, **images, max_new_tokens=NEW, do_sample=False)
-    assert torch.equal(answer[:, -NEW:], whole.sequences[:, -NEW:])
+            tiny_model.generate(**call)
+    else:
+        assert tiny_model.generate(**call)[0, -NEW:].tolist() == expected
 
 
-def test_a_further_image(tiny_model, pixel_values, first):
-    cache, row = first
-    row = [*row, "image", 43]
-    expected = second(tiny_model, row, pixel_values[:3], [4, 9, 2])
-    answer = second(tiny_model, row, pixel_values[:3], [16] * 3, num_visual_tokens=[4, 9, 2], past_key_values=cache)
-    assert torch.equal(answer, expected)
+def test_a_further_image(tiny_model, first):
+    cache, (chat,) = first
+    chat.pieces += ["c", 43]
+    answers = ask(tiny_model, batch([chat], at(16)), num_visual_tokens=[4, 9, 2], past_key_values=cache)[1]
+    assert answers == fresh(tiny_model, [chat], {**COUNTS, "c": 2})
 
 
-@pytest.mark.parametrize("made_with, m", [([16, 16], 4), ([4, 9], 9), ([16, 16], None)], ids=str)
-def test_another_m_is_an_error(tiny_model, pixel_values, first, made_with, m):
-    cache, row = first
-    with pytest.raises(ValueError, match="`past_key_values` holds images at \\[4, 9\\] visual tokens"):
-        second(tiny_model, row, pixel_values[:2], made_with, num_visual_tokens=m, past_key_values=cache)
+@pytest.mark.parametrize("made_with, m", [(at(16), 4), (COUNTS, 9), (at(16), None)], ids=str)
+def test_another_m_is_an_error(tiny_model, first, made_with, m):
+    cache, chats = first
+    with pytest.raises(ValueError, match=REFUSAL):
+        ask(tiny_model, batch(chats, made_with), num_visual_tokens=m, past_key_values=cache)
 
 
-def test_a_cropped_cache_equals_a_fresh_run(tiny_model, pixel_values, first):
+def test_a_cropped_cache_equals_a_fresh_run(tiny_model, first):
     """Up to between the two images: the second is encoded again."""
-    cache, row = first
+    cache, chats = first
     cache.crop(1 + 4 + 1 - cache.get_seq_length())
-    expected = second(tiny_model, row, pixel_values[:2], [4, 9])
-    answer = second(tiny_model, row, pixel_values[:2], [16, 16], num_visual_tokens=[4, 9], past_key_values=cache)
-    assert torch.equal(answer, expected)
+    answers = ask(tiny_model, batch(chats, at(16)), num_visual_tokens=[4, 9], past_key_values=cache)[1]
+    assert answers == fresh(tiny_model, chats, COUNTS)
 
 
 @torch.no_grad()
-def test_another_m_for_a_cache_that_forward_filled(tiny_model, pixel_values):
-    inputs = {**prompt_rows([TWO_IMAGES], [4, 4]), "pixel_values": pixel_values[:2]}
-    cache = tiny_model(**inputs).past_key_values
-    row = [*TWO_IMAGES, 41]
+def test_another_m_for_a_cache_that_forward_filled(tiny_model):
+    chat = Chat(1, "a", 21, "b", 22)
+    cache = tiny_model(**batch([chat], at(4))).past_key_values
+    chat.pieces += [41]
+    inputs = batch([chat], at(4))
     with pytest.raises(ValueError, match="past_key_values"):
-        second(tiny_model, row, pixel_values[:2], [4, 4], num_visual_tokens=2, past_key_values=copy.deepcopy(cache))
-    expected = second(tiny_model, row, pixel_values[:2], [4, 4])
-    answer = second(tiny_model, row, pixel_values[:2], [4, 4], num_visual_tokens=4, past_key_values=cache)
-    assert torch.equal(answer, expected)
+        ask(tiny_model, inputs, num_visual_tokens=2, past_key_values=copy.deepcopy(cache))
+    answers = ask(tiny_model, inputs, num_visual_tokens=4, past_key_values=cache)[1]
+    assert answers == fresh(tiny_model, [chat], at(4))

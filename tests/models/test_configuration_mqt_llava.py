@@ -87,35 +87,30 @@ def test_a_number_of_queries_that_is_no_square_is_refused(max_visual_tokens):
         MQTLlavaConfig(max_visual_tokens=max_visual_tokens)
 
 
-def test_a_folder_whose_number_of_queries_is_no_square_is_refused(tmp_path):
-    tiny_config().save_pretrained(tmp_path)
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "max_visual_tokens": 15}))
-    with pytest.raises(ValueError, match="`max_visual_tokens` is 15"):
-        AutoConfig.from_pretrained(tmp_path)
-
-
 def test_an_unknown_select_strategy_is_refused():
     with pytest.raises(ValueError, match="is 'cls_patch', but only 'default' and 'full' exist"):
         MQTLlavaConfig(vision_feature_select_strategy="cls_patch")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        *(({"vision_feature_layer": n}, f"`vision_feature_layer` is {n}, .*1..3 and -3..-1") for n in (0, 4, -4)),
+        *(({"resampler_num_attention_heads": n}, f"size is 32, .*`resampler_num_attention_heads`, which is {n}")
+          for n in (5, 64)),
+        *(({"image_token_id": n}, f"`image_token_id` is {n}") for n in (-1, 100)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_does_not_fit_the_parts_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        MQTLlavaForConditionalGeneration(tiny_config(**change))
 
 
 @pytest.mark.parametrize("name", ["vision_config", "text_config"])
 def test_a_part_that_is_no_configuration_is_refused(name):
     with pytest.raises(TypeError, match=f"`{name}` is 5, but must be a configuration or a dict"):
         MQTLlavaConfig(**{name: 5})
-
-
-@pytest.mark.parametrize("heads", [5, 64])
-def test_heads_that_do_not_divide_the_hidden_size_are_refused(heads):
-    with pytest.raises(ValueError, match=f"hidden size is 32, .*`resampler_num_attention_heads`, which is {heads}"):
-        MQTLlavaForConditionalGeneration(tiny_config(resampler_num_attention_heads=heads))
-
-
-@pytest.mark.parametrize("image_token_id", [-1, 100])
-def test_an_image_token_outside_the_vocabulary_is_refused(image_token_id):
-    with pytest.raises(ValueError, match=f"`image_token_id` is {image_token_id}"):
-        MQTLlavaForConditionalGeneration(tiny_config(image_token_id=image_token_id))
 
 
 # ----------------------------------------------------------------------------------------- number of visual tokens

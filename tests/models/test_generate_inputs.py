@@ -8,6 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from mqt_llava import AdaptiveBudget
+from tests.builders.both import BOTH, MQT, QUECC, image_inputs
 from tests.builders.models import random_model, random_quecc_model
 from tests.builders.prompts import pad, random_inputs, random_pixels, random_quecc_inputs
 
@@ -21,11 +22,9 @@ def inputs():
 
 
 class TestGradientCheckpointing:
-    @pytest.fixture(params=["mqt", "quecc"])
+    @pytest.fixture(params=[MQT, QUECC], ids=["mqt", "quecc"])
     def trained(self, request):
-        model = random_model() if request.param == "mqt" else random_quecc_model()
-        inputs = random_inputs([4, 4]) if request.param == "mqt" else random_quecc_inputs([[21, 22], [23]])
-        model.train()
+        model, inputs = request.param.make_model().train(), request.param.make_inputs(*request.param.rows[:1])
         model.gradient_checkpointing_enable()
         return model, inputs
 
@@ -63,19 +62,17 @@ class TestEncodedImages:
     def test_with_gradients_and_an_assistant_for_quecc(self):
         model, inputs = random_quecc_model(), random_quecc_inputs([[21, 22], [23]])
         expected = model.generate(**inputs, **NEW)
-        queries = {name: inputs.pop(name) for name in ("query_input_ids", "query_attention_mask")}
-        encoded = {"image": model.get_image_features(inputs.pop("pixel_values"), **queries)}
-        kwargs = {"mm_encoder_outputs": encoded, "assistant_model": random_quecc_model(seed=1), **NEW}
-        assert torch.equal(model.generate(**inputs, **kwargs), expected)
+        inputs["mm_encoder_outputs"] = {"image": model.get_image_features(**image_inputs(inputs))}
+        del inputs["pixel_values"], inputs["query_input_ids"], inputs["query_attention_mask"]
+        assert torch.equal(model.generate(**inputs, assistant_model=random_quecc_model(seed=1), **NEW), expected)
 
-    @pytest.mark.parametrize("name", ["mqt", "quecc"])
+    @BOTH
     @pytest.mark.parametrize("call", ["generate", "forward"])
     @pytest.mark.parametrize("form", ["tensor", "tuple", "output", "tensor inside", "tuple inside", "flat inside"])
-    def test_in_another_form(self, name, call, form):
-        model = random_model() if name == "mqt" else random_quecc_model()
-        inputs = random_inputs([4]) if name == "mqt" else random_quecc_inputs([[21, 22]])
-        queries = {name: inputs.pop(name) for name in list(inputs) if name.startswith("query")}
-        encoded = model.get_image_features(inputs.pop("pixel_values"), **queries)
+    def test_in_another_form(self, case, call, form):
+        model, inputs = case.make_model(), case.make_inputs(*case.rows[:1])
+        encoded = model.get_image_features(**image_inputs(inputs))
+        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         tokens = encoded.pooler_output[0]
         flat = type(encoded)(pooler_output=[tokens[0]])
         encoded = {
@@ -177,11 +174,12 @@ class TestPaddingOnTheRight:
             assert torch.equal(tiny_model.generate(ids, **kwargs), expected)
 
 
-def test_images_that_are_missing(tiny_model):
+@pytest.mark.parametrize("m", [None, 2])
+def test_images_that_are_missing(tiny_model, m):
     inputs = random_inputs([4])
     del inputs["pixel_values"]
     with pytest.raises(ValueError, match="4 image tokens, but the images of the prompt are missing"):
-        tiny_model.generate(**inputs, **NEW)
+        tiny_model.generate(**inputs, num_visual_tokens=m, **NEW)
 
 
 def test_a_cache_that_is_none(tiny_model, inputs):

@@ -288,11 +288,6 @@ def test_inputs_embeds(tiny_model, pixel_values):
         tiny_model.generate(**kwargs, num_visual_tokens=2)
 
 
-def test_resizing_without_images_is_an_error(tiny_model):
-    with pytest.raises(ValueError, match="The prompt has 16 image tokens, but the images of the prompt are missing"):
-        generate(tiny_model, prompt_rows(ROWS[1:2], [16]), num_visual_tokens=4)
-
-
 def test_sharing_placeholders():
     mask = torch.tensor([[True] * 6 + [False] * 2, [True] * 3 + [False] * 5])
     assert visual_tokens_per_image(mask, 3, 16) == [3, 3, 3]

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from mqt_llava import AdaptiveBudget, VisualTokenCache
 from tests.builders.configs import DECODERS, decoder_config, tiny_config
 from tests.builders.models import random_model
-from tests.builders.turns import NEW, Chat, ask, at, batch, fresh
+from tests.builders.turns import NEW, Chat, ask, at, batch, fresh, go_on, text_of
 
 
 STOP = {"confidence": 0.0}
@@ -25,7 +25,7 @@ def model(tiny_model):
 def test_an_adaptive_turn_with_extra_padding(model, made):
     chats = [Chat(1, 11, "a", 12, 13)]
     output, answers = ask(model, batch(chats, at(16), padding=5), num_visual_tokens=AdaptiveBudget([2, 4], **STOP))
-    chats[0].pieces += answers[0] + [21, 22]
+    go_on(chats, answers, 21, 22)
     expected = fresh(model, chats, at(2))
     inputs = batch(chats, at(made), padding=5)
     assert ask(model, inputs, num_visual_tokens=2, past_key_values=output.past_key_values)[1] == expected
@@ -53,8 +53,7 @@ def test_the_second_turn_made_with_other_padding(model, is_own):
     chats = [Chat(1, 11, "a", 12, 13), Chat(1, 14)]
     cache = None if is_own else DynamicCache(config=model.config)
     output, answers = ask(model, batch(chats, at(4), padding=3), past_key_values=cache)
-    for chat, answer in zip(chats, answers):
-        chat.pieces += answer + [21]
+    go_on(chats, answers, 21)
     expected = fresh(model, chats, at(4))
     inputs = batch(chats, at(16), padding=3)
     assert ask(model, inputs, num_visual_tokens=4, past_key_values=output.past_key_values)[1] == expected
@@ -67,8 +66,7 @@ def test_no_images_at_unequal_numbers(model, m):
     for cache in (None, DynamicCache(config=model.config)):
         output, answers = ask(model, batch(chats, counts), past_key_values=cache)
         longer = [Chat(*chat.pieces, *answer, 21) for chat, answer in zip(chats, answers)]
-        inputs = batch(longer, counts)
-        del inputs["pixel_values"], inputs["visual_token_counts"]
+        inputs = text_of(batch(longer, counts))
         answers = ask(model, inputs, num_visual_tokens=m, past_key_values=output.past_key_values)[1]
         assert answers == fresh(model, longer, counts)
 
@@ -80,8 +78,7 @@ def test_changed_caches(model, change, is_own):
     counts = {"a": 4, "b": 2, "c": 7}
     cache = None if is_own else DynamicCache(config=model.config)
     output, answers = ask(model, batch(chats, at(16), padding=2), num_visual_tokens=[4, 2, 7], past_key_values=cache)
-    for chat, answer in zip(chats, answers):
-        chat.pieces += answer + [21]
+    go_on(chats, answers, 21)
     cache, order = output.past_key_values, [0, 1, 2]
     if change == "reorder":
         order = [2, 0, 1]
@@ -123,7 +120,7 @@ def test_another_number_of_visual_tokens(model, first, second):
     chats = [Chat(1, 11, "a", "b", 12, 13)]
     cache = VisualTokenCache(config=model.config)
     answers = ask(model, batch(chats, at(16)), num_visual_tokens=first, past_key_values=cache)[1]
-    chats[0].pieces += answers[0] + [21]
+    go_on(chats, answers, 21)
     lengths = []
     hook = model.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
@@ -150,14 +147,12 @@ def test_another_image_is_not_the_one_in_the_cache(model):
 def test_images_that_are_needed_and_not_passed(model):
     chats = [Chat(1, 11, "a", 12, 13)]
     output, answers = ask(model, batch(chats, at(4)))
-    chats[0].pieces += answers[0] + [21]
-    inputs = batch(chats, at(9))
-    del inputs["pixel_values"], inputs["visual_token_counts"]
+    go_on(chats, answers, 21)
+    inputs = text_of(batch(chats, at(9)))
     with pytest.raises(ValueError, match=r"`past_key_values` holds images at \[4\] visual tokens, .* asks for \[9\]"):
         ask(model, inputs, past_key_values=output.past_key_values)
     # Nothing is lost.
-    inputs = batch(chats, at(4))
-    del inputs["pixel_values"], inputs["visual_token_counts"]
+    inputs = text_of(batch(chats, at(4)))
     assert ask(model, inputs, past_key_values=output.past_key_values)[1] == fresh(model, chats, at(4))
 
 
@@ -316,8 +311,7 @@ def test_images_that_cannot_be_compared_are_not_found_in_other_rows(model):
     """Pixels in the first turn, encoded images in the second: at more tokens another row has more to share."""
     chats, counts = [Chat("a", 12), Chat("b", 12)], {"a": 1, "b": 15}
     output, answers = ask(model, batch(chats, counts))
-    for chat, answer in zip(chats, answers):
-        chat.pieces += answer + [21]
+    go_on(chats, answers, 21)
     inputs = batch(chats, at(4))
     inputs["mm_encoder_outputs"] = {"image": model.get_image_features(inputs.pop("pixel_values"))}
     assert ask(model, inputs, past_key_values=output.past_key_values)[1] == fresh(model, chats, at(4))
@@ -330,8 +324,7 @@ def test_images_beside_each_other_that_nobody_told_apart(model, second):
     with torch.no_grad():
         cache = model(**batch(chats, counts)).past_key_values
     chats[0].pieces += [21]
-    inputs = batch(chats, counts)
-    del inputs["pixel_values"], inputs["visual_token_counts"]
+    inputs = text_of(batch(chats, counts))
     answers = ask(model, inputs, past_key_values=cache)[1]
     assert answers == fresh(model, chats, counts)
     chats[0].pieces += answers[0] + [22]
@@ -356,8 +349,7 @@ def test_rows_that_cannot_be_told_apart(model):
 def test_a_prompt_that_begins_with_all_of_another_one(model, is_own):
     chats, cache = [Chat(16), Chat(16, "a", 5)], None if is_own else DynamicCache(config=model.config)
     output, answers = ask(model, batch(chats, at(8)), past_key_values=cache, max_new_tokens=1)
-    for chat, answer in zip(chats, answers):
-        chat.pieces += answer + [21]
+    go_on(chats, answers, 21)
     assert ask(model, batch(chats, at(8)), past_key_values=output.past_key_values)[1] == fresh(model, chats, at(8))
 
 
@@ -365,16 +357,13 @@ def test_an_image_that_is_not_passed_is_no_other_rows(model):
     """Both prompts begin with an image; the second has too few tokens of its own one in the cache."""
     chats, counts = [Chat("a", 12), Chat("b", 56)], {"a": 5, "b": 2}
     output, answers = ask(model, batch(chats, counts))
-    for chat, answer in zip(chats, answers):
-        chat.pieces += answer + [21]
-    inputs = batch(chats, at(8))
-    del inputs["pixel_values"], inputs["visual_token_counts"]
+    go_on(chats, answers, 21)
+    inputs = text_of(batch(chats, at(8)))
     with pytest.raises(ValueError, match=r"`past_key_values` holds images at \[5, 2\] visual tokens"):
         ask(model, inputs, num_visual_tokens=4, past_key_values=output.past_key_values)
     order = [1, 0]  # but prompts in another order find their rows, at the same numbers
     chats = [chats[row] for row in order]
-    inputs = batch(chats, counts)
-    del inputs["pixel_values"], inputs["visual_token_counts"]
+    inputs = text_of(batch(chats, counts))
     assert ask(model, inputs, past_key_values=output.past_key_values)[1] == fresh(model, chats, counts)
 
 
@@ -382,10 +371,8 @@ def test_prompts_made_at_another_number_than_the_cache_without_images(model):
     """The images of one row are as many tokens in all as in the cache, but not one by one."""
     chats, counts = [Chat(1, "a", 11, "b", 12), Chat(1, "c", 13)], {"a": 5, "b": 11, "c": 5}
     output, answers = ask(model, batch(chats, counts))
-    for chat, answer in zip(chats, answers):
-        chat.pieces += answer + [21]
-    inputs = batch(chats, at(8))
-    del inputs["pixel_values"], inputs["visual_token_counts"]
+    go_on(chats, answers, 21)
+    inputs = text_of(batch(chats, at(8)))
     answers = ask(model, inputs, num_visual_tokens=[5, 11, 5], past_key_values=output.past_key_values)[1]
     assert answers == fresh(model, chats, counts)
 
