@@ -1,6 +1,7 @@
 """Arguments of the recipes, and the model, processor and conversations that they name."""
 
 import json
+from dataclasses import fields
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
 from mqt_llava.training import BudgetCollator, FixedBudget, MQTLlavaTrainingArguments, parse_budget
 from mqt_llava.training.arguments import DataArguments, ModelArguments, parse_arguments
 from mqt_llava.training.assemble import build_processor, load_conversations, load_model_and_processor
@@ -62,6 +64,19 @@ def test_what_is_not_known_is_named(tmp_path, text, flags, named):
     (tmp_path / "settings.yml").write_text(text)
     with pytest.raises(ValueError, match=named):
         parse_arguments(ModelArguments, DataArguments, argv=[str(tmp_path / "settings.yml"), *flags])
+
+
+def test_what_is_not_said_is_as_the_configs_have_it():
+    args = ModelArguments()
+    for config, names in (
+        (MQTLlavaConfig(), ["max_visual_tokens", "vision_feature_layer"]),
+        (QueCCLlavaConfig(), ["kernel_size", "vision_context_layers", "vision_feature_layer"]),
+    ):
+        assert {name: getattr(args, name) for name in names} == {name: getattr(config, name) for name in names}
+
+
+def test_every_argument_has_help():
+    assert all(argument.metadata["help"] for one in (ModelArguments, DataArguments) for argument in fields(one))
 
 
 # The recipes' own files
@@ -186,8 +201,10 @@ def test_a_checkpoint_with_the_parts_of_another_run(tmp_path):
     query = torch.full_like(model.model.resampler.query, 0.5)
     save_trained_parts({"model.resampler.query": query}, tmp_path)
     args = ModelArguments(model_name_or_path=CHECKPOINT, dtype="bfloat16", trained_parts_from=str(tmp_path))
+    args.attn_implementation = "eager"
     model, _ = load_model_and_processor(args)
     assert torch.equal(model.model.resampler.query, query)
+    assert model.config._attn_implementation == model.config.text_config._attn_implementation == "eager"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Conversations from files and datasets; bad ones are passed over, counted, and too many stop the run."""
 
+import io
 import json
 import logging
 import re
@@ -192,10 +193,13 @@ def test_too_many_bad_records_of_all_workers_stop_the_run(picture_folder):
 # Files
 
 
-def test_json_lines(picture_folder, llava_rows):
+def test_json_lines(picture_folder, llava_rows, monkeypatch):
     llava_rows[4]["conversations"][0]["value"] = "Line\u2028separator, next\u0085line, tab\tand \x1c"
     lines = [json.dumps(row, ensure_ascii=False) for row in llava_rows]
-    (picture_folder / "rows.jsonl").write_text("\n".join(lines[:3]) + "\n\n  \n" + "\r\n".join(lines[3:]) + "\n")
+    (picture_folder / "rows.jsonl").write_text(
+        "\n".join(lines[:3]) + "\n\n  \n" + "\r\n".join(lines[3:]) + "\n", "utf-8"
+    )
+    monkeypatch.setattr(io, "text_encoding", lambda encoding, *_: encoding or "ascii")  # as a locale may have it
     dataset = ConversationDataset.from_json(picture_folder / "rows.jsonl")
     assert dataset.rows == llava_rows
     assert dataset[0]["images"]

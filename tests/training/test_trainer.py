@@ -79,8 +79,13 @@ def test_exactly_the_trained_parts_change(model, tiny_processor, rows, tmp_path,
     assert "model.resampler.query_positions" not in changed
 
 
-def test_each_part_learns_at_its_own_rate(model, tiny_processor, rows, tmp_path):
-    rates = {"resampler_learning_rate": 3e-3, "vision_tower_learning_rate": 2e-6}
+@pytest.mark.parametrize(
+    "rate_by_part",
+    [{"resampler": 3e-3, "vision_tower": 2e-6}, {"language_model": 4e-6, "vision_tower": 2e-6}],
+    ids=str,
+)
+def test_each_part_learns_at_its_own_rate(rate_by_part, model, tiny_processor, rows, tmp_path):
+    rates = {f"{part}_learning_rate": rate for part, rate in rate_by_part.items()}
     parts = ["vision_tower", "resampler", "language_model"]
     trainer = build_trainer(
         model, tiny_processor, rows, tmp_path, trained_parts=parts, learning_rate=1e-5, weight_decay=0.1, **rates
@@ -93,8 +98,8 @@ def test_each_part_learns_at_its_own_rate(model, tiny_processor, rows, tmp_path)
             rate_of[names[parameter]], decay_of[names[parameter]] = group["lr"], group["weight_decay"]
     assert rate_of.keys() == set(names.values())
     for name, rate in rate_of.items():
-        expected = 3e-3 if "resampler" in name else 2e-6 if "vision_tower" in name else 1e-5
-        assert rate == expected, name
+        part = next((part for part in ("resampler", "vision_tower") if part in name), "language_model")
+        assert rate == rate_by_part.get(part, 1e-5), name
     assert decay_of["model.resampler.q_proj.weight"] == 0.1
     assert decay_of["model.resampler.q_proj.bias"] == decay_of["model.resampler.ln_q.weight"] == 0.0
 
@@ -159,6 +164,14 @@ def test_logs_hold_the_loss_by_number_of_visual_tokens(model, tiny_processor, ro
         assert entry[kinds.pop()] == pytest.approx(entry["loss"], rel=1e-4)
         assert entry["train_tokens_per_second"] > 0
     assert {name for entry in steps for name in entry} >= {"loss_m4-7", "loss_text"}
+
+
+def test_logs_hold_the_losses_of_nested_budgets(model, tiny_processor, rows, tmp_path):
+    rows = [row for row in rows if row["images"]]
+    trainer = build_trainer(model, tiny_processor, rows, tmp_path, [FixedBudget(2), FixedBudget(16)], max_steps=1)
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    assert (entry["loss_m2-3"] + entry["loss_m16"]) / 2 == pytest.approx(entry["loss"], rel=1e-4)
 
 
 def test_logged_losses_are_means_over_accumulated_steps(model, tiny_processor, rows, tmp_path):

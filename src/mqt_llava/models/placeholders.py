@@ -167,7 +167,7 @@ def resize_prompt(
         for old, new in zip(old_num_visual_tokens, new_num_visual_tokens)
         for position in range(old)
     ]
-    repeats[placeholder_mask] = torch.tensor(run, dtype=torch.long, device=repeats.device)
+    repeats[placeholder_mask] = repeats.new_tensor(run)
 
     lengths = repeats.sum(-1)
     length = int(lengths.max())

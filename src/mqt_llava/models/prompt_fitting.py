@@ -257,7 +257,7 @@ class PromptFitting(CacheFitting):
         if cache is not None:
             cached, num_columns = fitted.cached, cache.get_seq_length()
             if cached is not None:
-                answers = sequences[:, 0 if fitted.ids is None else fitted.ids.shape[1] :]
+                answers = sequences if fitted.ids is None else sequences[:, fitted.ids.shape[1] :]
                 cached = cached.select(torch.arange(len(cached.ids)).repeat_interleave(num_copies(config)))
                 # The rows of a beam search are not those of the sequences that it returns.
                 if (config.num_beams or 1) == 1 and cached.ids.shape[1] + answers.shape[1] >= num_columns:

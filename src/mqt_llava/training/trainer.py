@@ -174,7 +174,7 @@ class MQTLlavaTrainer(Trainer):
         self.losses.zero_()
         bands = [(2**band, min(2 ** (band + 1) - 1, self.max_visual_tokens)) for band in range(self.num_bands)]
         names = [f"loss_m{low}" if low == high else f"loss_m{low}-{high}" for low, high in bands] + ["loss_text"]
-        return {name: total / number for name, (total, number) in zip(names, totals) if number}
+        return {name: total / number for name, (total, number) in zip(names, totals, strict=True) if number}
 
     def _counts(self) -> dict[str, int]:
         """What was passed over and cut so far, in all processes."""
