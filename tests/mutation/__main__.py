@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--mutants", type=int, default=220, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=15, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--cpu-seconds", type=float, default=120, help="for a mutant's tests; default: %(default)s")
+    parser.add_argument("--cpu-seconds", type=float, default=300, help="for a mutant's tests; default: %(default)s")
     parser.add_argument("--files", nargs="+", default=["src/mqt_llava/models/*.py", "src/mqt_llava/training/*.py"])
     parser.add_argument("--tests", nargs="+", default=["tests"], help="files or folders; default: all")
     parser.add_argument("--folder", type=Path, help="default: runs/mutation/COMMIT")

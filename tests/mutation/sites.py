@@ -1,12 +1,13 @@
 """The places where a mutant can be, and the draw among them."""
 
 import ast
-import difflib
 import random
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 
 from .operators import Text, edits, is_number
@@ -34,12 +35,20 @@ class Mutant:
 
 
 def draw(root: Path, files: list[str], number: int, seed: int) -> list[Mutant]:
-    """So many mutants, uniformly of all that compile."""
+    """
+    So many mutants, uniformly of all that compile. Each has a lot by itself, from the seed and from what it changes:
+    what changes elsewhere leaves it drawn.
+    """
     sources = {file: (root / file).read_bytes() for file in files}
-    mutants = [mutant for file, source in sources.items() for mutant in mutants_of(file, source)]
-    random.Random(seed).shuffle(mutants)
-    compiling = (mutant for mutant in mutants if compiles(mutant.apply(sources[mutant.file])))
-    return [replace(mutant, diff=diff(sources[mutant.file], mutant)) for mutant in islice(compiling, number)]
+    mutants, alike = [], Counter()
+    for file, source in sources.items():
+        for mutant in mutants_of(file, source):
+            mutant = replace(mutant, diff=diff(source, mutant))
+            what = (seed, file, mutant.operator, mutant.diff)
+            alike[what] += 1
+            mutants.append((random.Random(repr((what, alike[what]))).random(), mutant))
+    drawn = (mutant for _, mutant in sorted(mutants, key=itemgetter(0)))
+    return list(islice((one for one in drawn if compiles(one.apply(sources[one.file]))), number))
 
 
 def mutants_of(file: str, source: bytes) -> Iterator[Mutant]:
@@ -79,6 +88,10 @@ def compiles(source: bytes) -> bool:
 
 
 def diff(source: bytes, mutant: Mutant) -> str:
-    before, after = (text.decode().splitlines() for text in (source, mutant.apply(source)))
-    lines = difflib.unified_diff(before, after, lineterm="", n=0)
-    return "\n".join(line for line in lines if not line.startswith(("---", "+++", "@@")))
+    """The lines that it changes, before and after."""
+    changed = mutant.apply(source)
+    first, last = source.rfind(b"\n", 0, mutant.start) + 1, source.find(b"\n", mutant.end)
+    before, after = source[first:last], changed[first : last + len(changed) - len(source)]
+    return "\n".join(
+        f"{mark}{line}" for mark, text in zip("-+", (before, after)) for line in text.decode().splitlines()
+    )

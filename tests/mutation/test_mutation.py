@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.mutation.sites import draw
+
 
 SOURCE = '''"""Some functions."""
 
@@ -101,3 +103,12 @@ def test_a_run_goes_on_where_it_stopped(run):
     (first, again), _ = run
     assert first.stdout.endswith(again.stdout.partition("\n")[2])
     assert "9 mutants: 5 killed, 4 survived" in again.stdout and again.returncode == 1
+
+
+def test_a_change_elsewhere_leaves_a_mutant_drawn(tmp_path):
+    drawn = []
+    for head in ("", "def new(a, b):\n    return a + b or 1\n\n\n"):
+        (tmp_path / "numbers.py").write_text(head + SOURCE)
+        mutants = draw(tmp_path, ["numbers.py"], 99, seed=0)
+        drawn.append([mutant.diff for mutant in mutants if "a + b" not in mutant.diff])
+    assert drawn[0] == drawn[1] and len(drawn[0]) == len(OUTCOMES)
