@@ -1,4 +1,4 @@
-"""The converted checkpoints against what the original code computed from the original ones."""
+"""The converted checkpoints of both models against what the original code computed from the original ones."""
 
 import json
 
@@ -6,13 +6,27 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaProcessor
-from tests.builders.paths import FIXTURES, GOLDEN_NAMES
+from mqt_llava import (
+    MQTLlavaForConditionalGeneration,
+    MQTLlavaProcessor,
+    QueCCLlavaForConditionalGeneration,
+    QueCCLlavaProcessor,
+)
+from tests.builders.both import image_inputs
+from tests.builders.paths import FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME
 
 
-QUESTION_KEYS = [f"q{question}.m{m}" for question in range(3) for m in (1, 2, 7, 16, 64, 255, 256)]
-KEYS = [*QUESTION_KEYS, "multiturn.m36", "twoimages.m9", "textonly"]
+QUESTIONS = [f"q{question}.m{m}" for question in range(3) for m in (1, 2, 7, 16, 64, 255, 256)]
+QUECC_QUESTIONS = [f"q{question}.{image}" for question in range(2) for image in ("landscape", "square")]
+OTHERS = ["multiturn.m36", "twoimages.m9", "textonly"]
+
+
+def each(keys: list[str], quecc_keys: list[str] = QUECC_QUESTIONS):
+    """These cases of the checkpoints of MQT-LLaVA, and those of QueCC-LLaVA's."""
+    pairs = [(name, key) for name in GOLDEN_NAMES for key in keys] + [(QUECC_GOLDEN_NAME, key) for key in quecc_keys]
+    return pytest.mark.parametrize("golden, key", pairs, indirect=["golden"])
 
 
 class Golden:
@@ -20,92 +34,103 @@ class Golden:
 
     def __init__(self, name: str, folder):
         self.folder = FIXTURES / name
-        self.model = MQTLlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-        self.processor = MQTLlavaProcessor.from_pretrained(folder)
+        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+        self.processor = AutoProcessor.from_pretrained(folder)
         self.outputs = load_file(self.folder / "golden.safetensors")
         spec = json.loads((self.folder / "golden.json").read_text())
         self.cases = {case["key"]: case for case in spec["cases"]} | {
-            key: spec[key.split(".")[0]] for key in ("multiturn.m36", "twoimages.m9", "textonly", "loss")
+            key: spec[name] for key in (*OTHERS, "loss") if (name := key.split(".")[0]) in spec
         }
 
     def image(self, name: str) -> Image.Image:
         return Image.open(self.folder / "images" / name)
 
-    def inputs(self, key: str, **kwargs):
-        case = self.cases[key]
-        images = [self.image(name) for name in case.get("images", [case.get("image")]) if name]
+    def inputs(self, *keys: str, **kwargs):
+        cases = [self.cases[key] for key in keys]
+        names = [name for case in cases for name in case.get("images", [case.get("image")]) if name]
         return self.processor(
-            images=images or None,
-            text=case["prompt"],
+            images=[self.image(name) for name in names] or None,
+            text=[case["prompt"] for case in cases],
+            padding=True,
             return_tensors="pt",
-            **{"num_visual_tokens": case.get("num_visual_tokens"), **kwargs},
+            **{"num_visual_tokens": cases[0].get("num_visual_tokens"), **kwargs},
         )
 
-    def original_ids(self, key: str) -> torch.Tensor:
-        """The original's ids, where -200 stands for an image."""
-        return self.outputs[f"{key.split('.')[0]}.input_ids"]
+    @torch.no_grad()
+    def last_logits(self, inputs) -> torch.Tensor:
+        return self.model(**inputs, logits_to_keep=1).logits[:, -1]
+
+    def answers(self, inputs, **kwargs) -> list[list[int]]:
+        generated = self.model.generate(**inputs, max_new_tokens=12, do_sample=False, **kwargs)
+        return generated[:, inputs["input_ids"].shape[1] :].tolist()
+
+    def original_answer(self, key: str) -> list[int]:
+        bos, *answer = self.outputs[f"{key}.generated"].tolist()
+        assert bos == 1  # the original starts from embeddings, so what it returns begins with a lone BOS
+        return answer
+
+    @torch.no_grad()
+    def visual_tokens(self, inputs) -> list[torch.Tensor]:
+        return self.model.get_image_features(**image_inputs(inputs)).pooler_output
+
+    def assert_close(self, actual: torch.Tensor, name: str):
+        expected = self.outputs[name]
+        assert actual.shape == expected.shape
+        assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.fixture(scope="module", params=GOLDEN_NAMES, ids=["legacy", "legacy_false"])
-def golden(request, converted):
-    return Golden(request.param, converted[request.param])
+@pytest.fixture(scope="module", params=GOLDEN_NAMES)
+def golden(request, converted, converted_quecc):
+    return Golden(request.param, {**converted, QUECC_GOLDEN_NAME: converted_quecc}[request.param])
 
 
-@pytest.mark.parametrize("key", [*KEYS, "loss"])
+@pytest.mark.parametrize("golden", [*GOLDEN_NAMES, QUECC_GOLDEN_NAME], indirect=True)
+def test_auto_classes(golden):
+    classes = (MQTLlavaForConditionalGeneration, MQTLlavaProcessor)
+    if golden.folder.name == QUECC_GOLDEN_NAME:
+        classes = (QueCCLlavaForConditionalGeneration, QueCCLlavaProcessor)
+        assert golden.cases.keys() == set(QUECC_QUESTIONS)
+    assert (type(golden.model), type(golden.processor)) == classes
+
+
+@each([*QUESTIONS, *OTHERS, "loss"])
 def test_token_ids(golden, key):
-    image_token_id = golden.processor.image_token_id
-    ids = golden.inputs(key, num_visual_tokens=1)["input_ids"][0]
-    torch.testing.assert_close(torch.where(ids == image_token_id, -200, ids), golden.original_ids(key), rtol=0, atol=0)
-    m = golden.cases[key].get("num_visual_tokens")
-    if m is not None:
-        expected = []
-        for token in golden.original_ids(key).tolist():
-            expected += [image_token_id] * m if token == -200 else [token]
-        assert golden.inputs(key)["input_ids"][0].tolist() == expected
-
-
-@pytest.mark.parametrize("key", KEYS)
-def test_last_logits(golden, key):
-    expected = golden.outputs[f"{key}.last_logits"]
-    with torch.no_grad():
-        logits = golden.model(**golden.inputs(key), logits_to_keep=1).logits[0, -1]
-    logits, never = logits[:-1], logits[-1]  # `<image>` has a row of its own, and is never predicted
-    error = (logits - expected).abs().max() / expected.abs().max()
-    assert error <= 1e-5
-    assert never < expected.min()
-
-
-@pytest.mark.parametrize("key", QUESTION_KEYS)
-def test_greedy_tokens(golden, key):
-    expected = golden.outputs[f"{key}.generated"]
+    case, image_token_id, expected = golden.cases[key], golden.processor.image_token_id, []
+    for token in golden.outputs[f"{key.split('.')[0]}.input_ids"].tolist():
+        expected += [image_token_id] * case["num_visual_tokens"] if token == -200 else [token]
     inputs = golden.inputs(key)
-    generated = golden.model.generate(**inputs, max_new_tokens=12, do_sample=False)
-    # The original starts from embeddings, so what it returns begins with a lone BOS.
-    assert generated[0, inputs["input_ids"].shape[1] :].tolist() == expected[1:].tolist()
+    assert inputs["input_ids"].tolist() == [expected]
+    if golden.folder.name == QUECC_GOLDEN_NAME:
+        question = golden.processor.tokenizer(case["question"])["input_ids"]
+        assert question[0] == golden.processor.tokenizer.bos_token_id
+        assert inputs["query_input_ids"].tolist() == [question]
 
 
-@pytest.mark.parametrize("key", QUESTION_KEYS)
+@each([*QUESTIONS, *OTHERS])
+def test_last_logits(golden, key):
+    (logits,) = golden.last_logits(golden.inputs(key))
+    golden.assert_close(logits[:-1], f"{key}.last_logits")
+    assert logits[-1] < logits[:-1].min(), "`<image>` has a row of its own, and is never predicted"
+
+
+@each(QUESTIONS)
+def test_greedy_tokens(golden, key):
+    assert golden.answers(golden.inputs(key)) == [golden.original_answer(key)]
+
+
+@each(QUESTIONS, [])
 def test_greedy_tokens_of_a_resized_prompt(golden, key):
     """One prompt at the default m, re-sized by `generate`."""
     inputs = golden.inputs(key, num_visual_tokens=None)
     assert inputs["visual_token_counts"].tolist() == [256]
     m = golden.cases[key]["num_visual_tokens"]
-    generated = golden.model.generate(**inputs, max_new_tokens=12, do_sample=False, num_visual_tokens=m)
-    expected = golden.outputs[f"{key}.generated"][1:]
-    assert generated[0, inputs["input_ids"].shape[1] :].tolist() == expected.tolist()
+    assert golden.answers(inputs, num_visual_tokens=m) == [golden.original_answer(key)]
 
 
-def test_visual_tokens(golden):
-    keys = [key for key in golden.outputs if key.endswith(".visual_tokens")]
-    assert keys
-    for key in keys:
-        expected = golden.outputs[key].reshape(-1, golden.model.config.text_config.hidden_size)
-        case = golden.cases[key.removesuffix(".visual_tokens")]
-        pixel_values = golden.processor(images=golden.image(case["image"]), return_tensors="pt")["pixel_values"]
-        with torch.no_grad():
-            features = golden.model.get_image_features(pixel_values, [len(expected)])
-        error = (features.pooler_output[0] - expected).abs().max() / expected.abs().max()
-        assert error <= 1e-5
+@each(["q0.m7", "q0.m256"])
+def test_visual_tokens(golden, key):
+    (visual_tokens,) = golden.visual_tokens(golden.inputs(key))
+    golden.assert_close(visual_tokens, f"{key}.visual_tokens")
 
 
 @pytest.mark.parametrize("name", ["square", "landscape", "portrait", "rgba", "gray", "palette", "tiny"])
@@ -125,3 +150,15 @@ def test_loss(golden):
     with torch.no_grad():
         loss = golden.model(**inputs, labels=labels).loss
     torch.testing.assert_close(loss, golden.outputs[f"loss.m{m}"][0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("golden", [QUECC_GOLDEN_NAME], indirect=True)
+def test_batch_of_questions_of_different_lengths(golden):
+    """The original outputs are of one prompt at a time."""
+    inputs = golden.inputs(*QUECC_QUESTIONS)
+    assert 0 in inputs["query_attention_mask"] and 0 in inputs["attention_mask"]
+    rows = zip(golden.visual_tokens(inputs), golden.last_logits(inputs), golden.answers(inputs), strict=True)
+    for key, (visual_tokens, logits, answer) in zip(QUECC_QUESTIONS, rows, strict=True):
+        golden.assert_close(visual_tokens, f"{key}.visual_tokens")
+        golden.assert_close(logits[:-1], f"{key}.last_logits")
+        assert answer == golden.original_answer(key)
