@@ -27,6 +27,13 @@ def enlarged(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
+def count_calls(module: torch.nn.Module) -> list[torch.Size]:
+    """The shapes of what comes into a module, call by call."""
+    shapes = []
+    module.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
+    return shapes
+
+
 @torch.no_grad()
 def enlarge_weights(model: torch.nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)

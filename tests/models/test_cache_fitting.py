@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from tests.builders.models import count_calls
 from tests.builders.turns import NEW, Chat, ask, at, batch, fresh, go_on, text_of
 
 
@@ -24,8 +25,7 @@ def first(tiny_model):
 @pytest.mark.parametrize("made_with, m", [(at(16), [4, 9]), (COUNTS, None), (COUNTS, [4, 9])], ids=str)
 def test_same_m_equals_a_fresh_run(tiny_model, first, made_with, m):
     cache, chats = first
-    expected, calls = fresh(tiny_model, chats, COUNTS), []
-    tiny_model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    expected, calls = fresh(tiny_model, chats, COUNTS), count_calls(tiny_model.model.vision_tower)
     assert ask(tiny_model, batch(chats, made_with), num_visual_tokens=m, past_key_values=cache)[1] == expected
     assert not calls  # the images are in the cache
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CLIPConfig
 from mqt_llava import MQTLlavaForConditionalGeneration
 from tests.builders.both import BOTH, MQT, QUECC, Case, image_inputs
 from tests.builders.configs import DECODERS, TEXT_CONFIG, VISION_CONFIG, decoder_config, tiny_config
-from tests.builders.models import enlarge_weights
+from tests.builders.models import count_calls, enlarge_weights
 from tests.builders.numbers import relative_error
 from tests.builders.prompts import one_prompt, text_labels
 
@@ -77,13 +77,6 @@ def test_vision_layers_above_the_last_used_one_are_not_there(name, case, layer, 
         is_there = [state is not None for state in outputs.hidden_states or []]
         assert is_there == ([index <= used for index in range(4)] if asked else [])
     assert len(last_layer_calls) == 2
-
-
-def count_calls(module: nn.Module) -> list[torch.Size]:
-    """The shapes of what comes into a module, call by call."""
-    shapes = []
-    module.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
-    return shapes
 
 
 @BOTH

@@ -10,16 +10,9 @@ from torch import nn
 from mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaModel
 from mqt_llava.models.modeling_mqt_llava import MQTLlavaResampler, sine_cosine_positions
 from tests.builders.configs import tiny_config
-from tests.builders.models import random_model
+from tests.builders.models import count_calls, random_model
 from tests.builders.numbers import relative_error
 from tests.builders.prompts import random_inputs, random_pixels, text_labels
-
-
-def count_calls(module: nn.Module) -> list[torch.Size]:
-    """The shapes of what comes into a module, call by call."""
-    shapes = []
-    module.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
-    return shapes
 
 
 @torch.no_grad()

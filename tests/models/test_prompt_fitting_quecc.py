@@ -7,7 +7,8 @@ from packaging.version import Version
 from transformers import DynamicCache, GenerationConfig
 
 from mqt_llava import QueCCLlavaForConditionalGeneration
-from tests.builders.models import random_quecc_model
+from tests.builders.both import image_inputs
+from tests.builders.models import count_calls, random_quecc_model
 from tests.builders.prompts import IMAGE_TOKEN_ID, one_prompt, pad, random_pixels, random_quecc_inputs
 from tests.builders.quecc import HOW, NEW, ROWS, WHAT, WHERE, answers
 
@@ -27,12 +28,9 @@ def test_text_alone(model):
 def test_images_encoded_once(model):
     inputs = random_quecc_inputs(*ROWS)
     expected, logits = answers(model, inputs), model(**inputs).logits
-    encoded = model.get_image_features(
-        inputs["pixel_values"], inputs["query_input_ids"], inputs["query_attention_mask"]
-    )
+    encoded = model.get_image_features(**image_inputs(inputs))
     before = [tokens.clone() for tokens in encoded.pooler_output]
-    calls = []
-    model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    calls = count_calls(model.model.vision_tower)
     text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     # With what else the processor returns, or without it.
     for kwargs in (text, {key: value for key, value in inputs.items() if key != "pixel_values"}):
@@ -127,39 +125,28 @@ class TestConversationFromACache:
         """The images are in the cache, encoded for the first question, whether they are passed again or not."""
         inputs, cache, ids = first
         expected = self.go_on(model, inputs, ids)
-        images = {name: inputs[name] for name in ("pixel_values", "query_input_ids", "query_attention_mask")}
+        images = image_inputs(inputs)
         again = {"nothing": {}, "images": images, "encoded images": self.encoded(model, images)}[passed]
-        calls = []
-        model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+        calls = count_calls(model.model.vision_tower)
         assert torch.equal(self.go_on(model, again, ids, past_key_values=cache), expected)
         assert not calls
 
-    @pytest.mark.parametrize("passed", ["the new image", "all images", "all images encoded"])
-    def test_a_further_image(self, model, first, passed):
-        inputs, cache, ids = first
-        new = random_quecc_inputs([WHAT])
-        ids = torch.cat([ids, new["input_ids"]], dim=1)
-        query_ids, query_mask = pad([[1, *WHERE], [1, *HOW], [1, *WHAT]])
-        every = {
-            "pixel_values": torch.cat([inputs["pixel_values"], new["pixel_values"]]),
-            "query_input_ids": query_ids,
-            "query_attention_mask": query_mask,
-        }
-        expected = self.go_on(model, every, ids)
-        encoded = self.encoded(model, every)
-        given = {"the new image": new, "all images": every, "all images encoded": encoded}[passed]
-        assert torch.equal(self.go_on(model, given, ids, past_key_values=cache), expected)
-        assert len(encoded["mm_encoder_outputs"]["image"].pooler_output) == 3
-
-    def test_a_further_image_with_beams(self, model, first):
+    @pytest.mark.parametrize(
+        "passed, num_beams",
+        [("the new image", 1), ("all images", 1), ("all images encoded", 1), ("all images", 2)],
+    )
+    def test_a_further_image(self, model, first, passed, num_beams):
         inputs, cache, ids = first
         new = random_quecc_inputs([WHAT])
         ids = torch.cat([ids, new["input_ids"]], dim=1)
         every = {"pixel_values": torch.cat([inputs["pixel_values"], new["pixel_values"]])}
         every["query_input_ids"], every["query_attention_mask"] = pad([[1, *WHERE], [1, *HOW], [1, *WHAT]])
-        expected = self.go_on(model, every, ids, num_beams=2)
-        cache.batch_repeat_interleave(2)
-        assert torch.equal(self.go_on(model, every, ids, past_key_values=cache, num_beams=2), expected)
+        expected = self.go_on(model, every, ids, num_beams=num_beams)
+        cache.batch_repeat_interleave(num_beams)
+        encoded = self.encoded(model, every)
+        given = {"the new image": new, "all images": every, "all images encoded": encoded}[passed]
+        assert torch.equal(self.go_on(model, given, ids, past_key_values=cache, num_beams=num_beams), expected)
+        assert len(encoded["mm_encoder_outputs"]["image"].pooler_output) == 3
 
     def test_a_batch(self, model):
         """Prompts of several lengths, in which the second turn shows a further image or none."""
@@ -168,19 +155,13 @@ class TestConversationFromACache:
         image = [IMAGE_TOKEN_ID] * 4
         ids = torch.cat([sequences, torch.tensor([[41, *image], [41, *image], [41, 42, 43, 44, 45]])], dim=1)
         mask = torch.cat([first["attention_mask"], torch.ones(3, ids.shape[1] - first["attention_mask"].shape[1])], 1)
-        query_ids, query_mask = pad([[1, *question] for question in (WHAT, HOW, WHERE, WHAT, WHERE)])
-        second = {
-            "input_ids": ids,
-            "attention_mask": mask.long(),
-            "pixel_values": random_pixels(5)[[0, 1, 3, 4, 2]],
-            "query_input_ids": query_ids,
-            "query_attention_mask": query_mask,
-        }
+        second = {"input_ids": ids, "attention_mask": mask.long(), "pixel_values": random_pixels(5)[[0, 1, 3, 4, 2]]}
+        queries = [[1, *question] for question in (WHAT, HOW, WHERE, WHAT, WHERE)]
+        second["query_input_ids"], second["query_attention_mask"] = pad(queries)
         expected = answers(model, second)
-        counts = []
-        model.model.vision_tower.register_forward_pre_hook(lambda _, args: counts.append(len(args[0])))
+        shapes = count_calls(model.model.vision_tower)
         assert torch.equal(answers(model, second, past_key_values=cache), expected)
-        assert counts == [2]
+        assert shapes == [(2, 3, 28, 28)]
 
     def test_only_the_new_tokens_are_passed(self, model, first):
         inputs, cache, ids = first

@@ -21,6 +21,7 @@ from mqt_llava.training import (
     load_trained_parts,
 )
 from tests.builders.configs import VISION_CONFIG
+from tests.builders.models import count_calls
 from tests.builders.paths import CHECKPOINT
 
 
@@ -146,8 +147,7 @@ def test_nested_budgets_are_the_mean_of_single_ones(model, tiny_processor, rows,
 
 def test_nested_budgets_encode_the_images_once(model, tiny_processor, rows, tmp_path):
     trainer = build_trainer(model, tiny_processor, rows, tmp_path, [FixedBudget(2), FixedBudget(16)])
-    calls = []
-    model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    calls = count_calls(model.model.vision_tower)
     trainer.compute_loss(model, trainer.data_collator([row for row in rows if row["images"]]))
     assert len(calls) == 1
 
