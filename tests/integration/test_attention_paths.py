@@ -156,13 +156,9 @@ def test_flash_attention_equals_sdpa(golden_model, processor, tmp_path, number, 
         MQTLlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype, attn_implementation=name).cuda().eval()
         for name in (f"flash_attention_{number}", "sdpa")
     ]
-    image = Image.open(PICTURES / "mosaic_0.png")
     for m in (1, 16, 64, 256):
         for padding_side in ("left", "right"):
-            inputs = processor(
-                images=[image] * 3, text=list(TEXTS), num_visual_tokens=m, padding=True, padding_side=padding_side,
-                return_tensors="pt",
-            )  # fmt: skip
+            inputs = ask(processor, m, padding_side)
             actual, expected = (text_logits(model, inputs) for model in models)
             assert actual.isfinite().all()
             assert relative_error(actual, expected) < bound

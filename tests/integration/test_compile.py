@@ -19,6 +19,7 @@ BATCHES = [
     (([1 + i % 16],), ([1 + i % 16], [16]), ([1 + i % 16, 16 - i % 16], []), ([3, 5, 1 + i % 16],))[i % 4]
     for i in range(NUM_PROMPTS)
 ]
+BATCH = random_inputs([4, 4], [2], [])
 
 
 def prompts(all_rows: list[tuple[list[int], ...]]) -> list[dict[str, torch.Tensor]]:
@@ -56,9 +57,10 @@ def backend(graphs: list, name: str = "eager"):
     return compile_and_count
 
 
-def assert_same_answers(model, reference, batches: list[dict], **kwargs) -> None:
+def assert_same_answers(model, reference, batches: list[dict], num_visual_tokens: int | None = None, **kwargs) -> None:
     for inputs in batches:
-        assert torch.equal(model.generate(**inputs, **NEW, **kwargs), reference.generate(**inputs, **NEW))
+        expected = reference.generate(**inputs, num_visual_tokens=num_visual_tokens, **NEW)
+        assert torch.equal(model.generate(**inputs, num_visual_tokens=num_visual_tokens, **NEW, **kwargs), expected)
 
 
 @pytest.mark.parametrize("longest_first, bound", [(True, 1), (False, 2)])
@@ -74,6 +76,24 @@ def test_decoding_step(reference, graphs, longest_first, bound):
         batches.sort(key=lambda inputs: -inputs["input_ids"].shape[1])
     assert_same_answers(model, reference, batches, cache_implementation="static", compile_config=config)
     assert len(graphs) == bound
+
+
+@pytest.mark.parametrize("name", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_decoding_step_at_several_m(reference, graphs, name):
+    """As transformers itself compiles it on accelerators, for a batch that is re-sized."""
+    model = random_model()
+    model._valid_auto_compile_criteria = lambda *args: True
+    config = CompileConfig(backend=backend(graphs, name), fullgraph=True, mode=None)
+    for m in (None, 3):
+        assert_same_answers(model, reference, [BATCH], m, cache_implementation="static", compile_config=config)
+    assert 1 <= len(graphs) <= 2
+
+
+def test_whole_model_on_a_batch_that_is_resized(reference):
+    torch._dynamo.reset()
+    model = random_model()
+    model.forward = torch.compile(model.forward, backend="eager")
+    assert_same_answers(model, reference, [BATCH], 3, cache_implementation="static")
 
 
 @pytest.mark.parametrize("cache_implementation", ["static", pytest.param("dynamic", marks=pytest.mark.slow)])

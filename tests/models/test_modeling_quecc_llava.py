@@ -12,7 +12,7 @@ from tests.builders.configs import VISION_CONFIG, tiny_quecc_config
 from tests.builders.models import random_quecc_model
 from tests.builders.numbers import relative_error
 from tests.builders.prompts import IMAGE_TOKEN_ID, pad, random_pixels, random_quecc_inputs, text_labels
-from tests.builders.quecc import HOW, NEW, ROWS, WHAT, WHERE, answers, features
+from tests.builders.quecc import HOW, NEW, WHAT, WHERE, features
 
 
 @pytest.fixture
@@ -230,17 +230,3 @@ def test_new_weights_start_as_the_original_ones(tmp_path):
             elif isinstance(module, nn.LayerNorm):
                 assert (module.weight == 1).all() and (module.bias == 0).all()
     assert on_meta.eval()(**random_quecc_inputs([WHAT])).logits.isfinite().all()
-
-
-@pytest.mark.parametrize("part", ["model.resampler", "model.language_model", "everything"])
-def test_offloading(model, part, tmp_path):
-    pytest.importorskip("accelerate")
-    model.save_pretrained(tmp_path / "model")
-    parts = ["model.vision_tower", "model.resampler", "model.language_model", "lm_head"]
-    device_map = {name: "disk" if part in (name, "everything") else "cpu" for name in parts}
-    offloaded = QueCCLlavaForConditionalGeneration.from_pretrained(
-        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offloaded"
-    )
-    offloaded.generation_config.eos_token_id = None
-    inputs = random_quecc_inputs(*ROWS)
-    assert torch.equal(answers(offloaded, inputs), answers(model, inputs))
