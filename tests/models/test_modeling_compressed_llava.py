@@ -175,6 +175,12 @@ def test_half_precision_is_finite_and_close(case, dtype, is_loaded, tmp_path):
 # Assembling a trainable model out of a pretrained vision tower and a pretrained decoder
 
 
+def assemble(text=None, vision=None, **kwargs) -> MQTLlavaForConditionalGeneration:
+    return MQTLlavaForConditionalGeneration.from_vision_text_pretrained(
+        vision or make_vision_tower(), text or make_decoder(), max_visual_tokens=16, **kwargs
+    )
+
+
 def new_inputs(model, case: Case = MQT) -> dict:
     inputs = case.make_inputs(*case.rows[:2])
     return {**inputs, "input_ids": inputs["input_ids"].where(inputs["input_ids"] != 99, model.config.image_token_id)}
@@ -251,34 +257,22 @@ def test_assembling_takes_the_vision_part_of_a_full_clip(source, tmp_path):
     if source == "folder":
         clip.save_pretrained(vision := tmp_path / "clip")
     text = make_decoder()
-    model = MQTLlavaForConditionalGeneration.from_vision_text_pretrained(
-        vision, copy.deepcopy(text), max_visual_tokens=16
-    )
+    model = assemble(copy.deepcopy(text), vision)
     assert model.config.vision_config.model_type == "clip_vision_model"
     check_assembled(model, tower, text, tmp_path)
 
 
-def test_assembling_with_an_image_token_that_the_vocabulary_has():
-    text = make_decoder()
-    model = MQTLlavaForConditionalGeneration.from_vision_text_pretrained(
-        make_vision_tower(), text, image_token_id=42, max_visual_tokens=16
-    )
-    assert model.config.image_token_id == 42 and model.lm_head.out_features == 100
-
-
-def test_assembling_grows_the_vocabulary_to_the_image_token():
-    model = MQTLlavaForConditionalGeneration.from_vision_text_pretrained(
-        make_vision_tower(), make_decoder(), image_token_id=127, max_visual_tokens=16
-    )
-    assert model.lm_head.out_features == model.config.text_config.vocab_size == 128
+@pytest.mark.parametrize("image_token_id, vocab_size", [(42, 100), (127, 128)])
+def test_assembling_grows_the_vocabulary_to_an_image_token_that_it_lacks(image_token_id, vocab_size):
+    model = assemble(image_token_id=image_token_id)
+    assert model.config.image_token_id == image_token_id
+    assert model.lm_head.out_features == model.config.text_config.vocab_size == vocab_size
 
 
 def test_assembling_in_another_dtype(tmp_path):
     make_vision_tower().save_pretrained(tmp_path / "vision")
     make_decoder().save_pretrained(tmp_path / "text")
-    model = MQTLlavaForConditionalGeneration.from_vision_text_pretrained(
-        tmp_path / "vision", tmp_path / "text", dtype=torch.bfloat16, max_visual_tokens=16
-    )
+    model = assemble(tmp_path / "text", tmp_path / "vision", dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model.dtype == torch.bfloat16
     assert model(**new_inputs(model)).logits.isfinite().all()
@@ -291,9 +285,7 @@ def test_assembling_keeps_the_decoders_generation_config():
     text = make_decoder()
     text.generation_config.max_new_tokens = 3
     text.generation_config.repetition_penalty = 1.5
-    model = MQTLlavaForConditionalGeneration.from_vision_text_pretrained(
-        make_vision_tower(), text, max_visual_tokens=16
-    )
+    model = assemble(text)
     assert model.generation_config.max_new_tokens == 3
     assert model.generation_config.repetition_penalty == 1.5
     assert model.generation_config.bos_token_id == 1
@@ -303,22 +295,19 @@ def test_a_decoder_whose_head_has_a_bias_is_refused():
     text = make_decoder()
     text.lm_head = nn.Linear(32, 100, bias=True)
     with pytest.raises(ValueError, match="LlamaForCausalLM, but must be a causal model whose head has no bias"):
-        MQTLlavaForConditionalGeneration.from_vision_text_pretrained(make_vision_tower(), text, max_visual_tokens=16)
+        assemble(text)
 
 
 def test_a_decoder_without_a_head_is_refused():
-    text = make_decoder().model
     with pytest.raises(ValueError, match="LlamaModel, but must be a causal model"):
-        MQTLlavaForConditionalGeneration.from_vision_text_pretrained(make_vision_tower(), text, max_visual_tokens=16)
+        assemble(make_decoder().model)
 
 
 def test_assembling_parts_of_two_dtypes(tmp_path):
     config = tiny_config()
     AutoModel.from_config(config.vision_config).save_pretrained(tmp_path / "vision")
     AutoModelForCausalLM.from_config(config.text_config).to(torch.bfloat16).save_pretrained(tmp_path / "text")
-    model = MQTLlavaForConditionalGeneration.from_vision_text_pretrained(
-        str(tmp_path / "vision"), str(tmp_path / "text"), max_visual_tokens=16
-    )
+    model = assemble(str(tmp_path / "text"), str(tmp_path / "vision"))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     ids = torch.tensor([[1, 100, 100, 5]])
     assert model(input_ids=ids, pixel_values=torch.randn(1, 3, 28, 28), labels=ids).loss.isfinite()
