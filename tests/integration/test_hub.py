@@ -94,21 +94,24 @@ def test_the_parts_of_the_processor_load_by_themselves(mqt_folder, processor):
     assert AutoImageProcessor.from_pretrained(mqt_folder, backend="pil").size == processor.image_processor.size
 
 
-@pytest.mark.parametrize("model_class", [MQTLlavaModel, MQTLlavaForConditionalGeneration])
-def test_a_saved_folder_names_every_auto_class(model_class, tmp_path):
-    model_class(tiny_config()).save_pretrained(tmp_path)
+@pytest.mark.parametrize("has_head", [False, True])
+def test_a_saved_folder_names_every_auto_class(kind, has_head, tmp_path):
+    config_class, model_class, model_with_head_class, _ = kind.classes
+    (model_with_head_class if has_head else model_class)(kind.small_config).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
+    name = config["model_type"]
+    with_head = f"modeling_{name}.{model_with_head_class.__name__}"
     assert config["auto_map"] == {
-        "AutoConfig": "configuration_mqt_llava.MQTLlavaConfig",
-        "AutoModel": "modeling_mqt_llava.MQTLlavaModel",
-        "AutoModelForImageTextToText": "modeling_mqt_llava.MQTLlavaForConditionalGeneration",
-        "AutoModelForMultimodalLM": "modeling_mqt_llava.MQTLlavaForConditionalGeneration",
-        "AutoModelForPreTraining": "modeling_mqt_llava.MQTLlavaForConditionalGeneration",
+        "AutoConfig": f"configuration_{name}.{config_class.__name__}",
+        "AutoModel": f"modeling_{name}.{model_class.__name__}",
+        "AutoModelForImageTextToText": with_head,
+        "AutoModelForMultimodalLM": with_head,
+        "AutoModelForPreTraining": with_head,
     }
-    assert config["architectures"] == [model_class.__name__]
+    assert config["architectures"] == [(model_with_head_class if has_head else model_class).__name__]
     assert "auto_map" not in config["vision_config"] and "auto_map" not in config["text_config"]
-    assert type(AutoModel.from_pretrained(tmp_path)) is MQTLlavaModel
-    assert type(AutoModelForImageTextToText.from_pretrained(tmp_path)) is MQTLlavaForConditionalGeneration
+    assert type(AutoModel.from_pretrained(tmp_path)) is model_class
+    assert type(AutoModelForImageTextToText.from_pretrained(tmp_path)) is model_with_head_class
 
 
 def test_a_saved_processor_names_its_auto_class(processor, tmp_path):
@@ -291,17 +294,9 @@ def test_pipeline_answers_plain_images_and_texts(pipes, name, budget, m):
 
 def with_numbers(chat: list[dict], *numbers: int) -> list[dict]:
     """The chat with a number of visual tokens in the content item of each image."""
-    numbers = iter(numbers)
-    return [
-        {
-            **message,
-            "content": [
-                {**item, "num_visual_tokens": next(numbers)} if item["type"] == "image" else item
-                for item in message["content"]
-            ],
-        }
-        for message in chat
-    ]
+    (message,) = chat
+    images = [{**item, "num_visual_tokens": number} for item, number in zip(message["content"], numbers)]
+    return [{**message, "content": images + message["content"][len(numbers) :]}]
 
 
 def test_pipeline_takes_m_from_the_images_items(pipe):
@@ -323,11 +318,6 @@ def test_what_generate_is_told_goes_before_the_items(pipe, mqt_folder):
     asks_four = pipeline("image-text-to-text", model=mqt_folder)
     asks_four.model.generation_config.num_visual_tokens = 4
     assert texts(asks_four(text=chat, **ASK)) == expected
-
-
-def test_pipeline_refuses_a_wrong_m_of_an_item(pipe):
-    with pytest.raises(ValueError, match=r"\['num_visual_tokens'\]` is 257, but must be an integer in 1\.\.256"):
-        pipe(text=with_numbers(make_chat(0), 257), **ASK)
 
 
 @pytest.mark.parametrize("m", [None, 4])
@@ -383,6 +373,9 @@ def test_pipeline_takes_m_from_the_saved_generation_config(pipe, mqt_folder, tmp
 
 
 def test_pipeline_refuses_a_wrong_m(pipe):
+    message = r"` is 257, but must be an integer in 1\.\.256"
     for where in ("processor_kwargs", "generate_kwargs"):
-        with pytest.raises(ValueError, match=r"`num_visual_tokens` is 257, but must be an integer in 1\.\.256"):
+        with pytest.raises(ValueError, match="`num_visual_tokens" + message):
             pipe(text=make_chat(0), **{where: {"num_visual_tokens": 257}}, **ASK)
+    with pytest.raises(ValueError, match=r"\['num_visual_tokens'\]" + message):
+        pipe(text=with_numbers(make_chat(0), 257), **ASK)

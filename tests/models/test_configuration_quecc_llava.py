@@ -46,15 +46,7 @@ def test_saving_and_loading(context, tmp_path):
     assert type(reloaded) is QueCCLlavaConfig
     assert reloaded.to_dict() == {**config.to_dict(), "_name_or_path": str(tmp_path)}
     assert (reloaded.kernel_size, reloaded.vision_context_layers) == (4, list(context))
-    saved = json.loads((tmp_path / "config.json").read_text())
-    assert saved["model_type"] == "quecc_llava"
-    assert saved["auto_map"] == {
-        "AutoConfig": "configuration_quecc_llava.QueCCLlavaConfig",
-        "AutoModel": "modeling_quecc_llava.QueCCLlavaModel",
-        "AutoModelForImageTextToText": "modeling_quecc_llava.QueCCLlavaForConditionalGeneration",
-        "AutoModelForMultimodalLM": "modeling_quecc_llava.QueCCLlavaForConditionalGeneration",
-        "AutoModelForPreTraining": "modeling_quecc_llava.QueCCLlavaForConditionalGeneration",
-    }
+    assert reloaded.model_type == "quecc_llava"
 
 
 @pytest.mark.parametrize(
