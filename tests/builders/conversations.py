@@ -13,3 +13,19 @@ def chat(*turns: str, images=(), id: str = "1") -> dict:
 
 def answers_of(processor, batch: dict) -> list[str]:
     return [processor.tokenizer.decode(row[row != -100]) for row in batch["labels"]]
+
+
+def expected_inputs(processor, rows: list[dict], **kwargs) -> dict:
+    """What the processor itself makes of the conversations."""
+    conversations = []
+    for row in rows:
+        first, *others = row["messages"]
+        images = [{"type": "image", "image": image} for image in row["images"]]
+        conversations.append([{"role": "user", "content": images + first["content"][len(images) :]}, *others])
+    return processor.apply_chat_template(
+        conversations,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "right", **kwargs},
+    )

@@ -11,24 +11,8 @@ from torch.utils.data import DataLoader
 
 from mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaProcessor
 from mqt_llava.training import PLAIN_TEMPLATE, BudgetCollator, ConversationDataset, FixedBudget, UniformBudget
-from tests.builders.conversations import answers_of, chat
+from tests.builders.conversations import answers_of, chat, expected_inputs
 from tests.builders.paths import CHECKPOINT, FIXTURES, GOLDEN_NAMES
-
-
-def expected_inputs(processor, rows: list[dict], m: int) -> dict:
-    """What the processor itself makes of the conversations."""
-    conversations = []
-    for row in rows:
-        first, *others = row["messages"]
-        images = [{"type": "image", "image": image} for image in row["images"]]
-        conversations.append([{"role": "user", "content": images + first["content"][len(images) :]}, *others])
-    return processor.apply_chat_template(
-        conversations,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"num_visual_tokens": m, "padding": True, "padding_side": "right"},
-    )
 
 
 def rows_of_every_kind(picture) -> list[dict]:
@@ -47,8 +31,7 @@ def any_processor(request):
 
 @pytest.fixture(scope="module")
 def embedded_model():
-    folder = CHECKPOINT
-    return MQTLlavaForConditionalGeneration.from_pretrained(folder).eval()
+    return MQTLlavaForConditionalGeneration.from_pretrained(CHECKPOINT).eval()
 
 
 # At every m
@@ -56,14 +39,13 @@ def embedded_model():
 
 def test_inputs_are_those_of_the_chat_template(any_processor, picture):
     rows = rows_of_every_kind(picture)
-    for m in {*range(1, 17), 63, 144, 255, 256}:
-        if m <= any_processor.max_visual_tokens:
-            batch = BudgetCollator(any_processor, FixedBudget(m))(rows)
-            expected = expected_inputs(any_processor, rows, m)
-            assert set(batch) == {*expected, "labels"}
-            for name in expected:
-                torch.testing.assert_close(batch[name], expected[name], rtol=0, atol=0)
-            assert batch["visual_token_counts"].tolist() == [m] * 3
+    for m in {*range(1, 17), 63, 144, 255, 256} & set(range(1, any_processor.max_visual_tokens + 1)):
+        batch = BudgetCollator(any_processor, FixedBudget(m))(rows)
+        expected = expected_inputs(any_processor, rows, num_visual_tokens=m)
+        assert set(batch) == {*expected, "labels"}
+        for name in expected:
+            torch.testing.assert_close(batch[name], expected[name], rtol=0, atol=0)
+        assert batch["visual_token_counts"].tolist() == [m] * 3
 
 
 @pytest.mark.parametrize("m", [1, 5, 16])
@@ -254,7 +236,7 @@ def test_text_alone_goes_with_a_blank_image_that_nothing_sees(embedded_processor
     assert (blank["labels"][is_image] == -100).all()
 
     gradients = []
-    plain = dict(expected_inputs(embedded_processor, rows, 1))
+    plain = dict(expected_inputs(embedded_processor, rows))
     assert "pixel_values" not in plain
     width = plain["input_ids"].shape[1]
     assert not blank["attention_mask"][:, width:].any()

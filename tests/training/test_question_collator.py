@@ -12,7 +12,7 @@ from mqt_llava.training import (
     build_collator,
     last_complete_checkpoint,
 )
-from tests.builders.conversations import answers_of, chat
+from tests.builders.conversations import answers_of, chat, expected_inputs
 
 
 @pytest.fixture(params=[1, 2, 4], ids=["16 tokens", "4 tokens", "1 token"])
@@ -55,18 +55,7 @@ def rows_of_every_kind(picture) -> list[dict]:
 def test_batch_is_what_the_processor_makes_of_the_conversations(quecc_processor, picture):
     rows = rows_of_every_kind(picture)
     batch = QuestionCollator(quecc_processor)(rows)
-    conversations = []
-    for row in rows:
-        first, *others = row["messages"]
-        images = [{"type": "image", "image": image} for image in row["images"]]
-        conversations.append([{"role": "user", "content": images + first["content"][len(images) :]}, *others])
-    expected = quecc_processor.apply_chat_template(
-        conversations,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True, "padding_side": "right"},
-    )
+    expected = expected_inputs(quecc_processor, rows)
     assert set(batch) == {*expected, "labels"}
     for name in expected:
         torch.testing.assert_close(batch[name], expected[name], rtol=0, atol=0)
