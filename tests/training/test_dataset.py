@@ -136,11 +136,20 @@ def test_too_many_bad_records_stop_the_run(picture_folder):
         assert part in str(raised.value)
 
 
-def test_few_records_are_judged_as_a_hundred(picture_folder):
-    rows = make_rows("missing.png", "missing.png", "mosaic_0.png")
-    ConversationDataset(rows, picture_folder, max_bad_share=0.02)[0]
-    with pytest.raises(TooManyBadRecords, match="2 of the 2 records"):
-        ConversationDataset(rows, picture_folder, max_bad_share=0.0199)[0]
+@pytest.mark.parametrize(
+    "names, allowed, too_low, message",
+    [
+        (["missing.png", "missing.png", "mosaic_0.png"], 0.02, 0.0199, "2 of the 2 records"),  # as if of a hundred
+        (["missing.png", "mosaic_0.png"], 0.01, 0, "1 of the 1 records"),  # none is allowed
+        (["missing.png"] * 5, None, 1, "None of the 5 records can be used"),  # all are, but one is needed
+    ],
+    ids=["few", "none", "all"],
+)
+def test_shares_of_few_records(names, allowed, too_low, message, picture_folder):
+    if allowed is not None:
+        ConversationDataset(make_rows(*names), picture_folder, max_bad_share=allowed)[0]
+    with pytest.raises(TooManyBadRecords, match=message):
+        ConversationDataset(make_rows(*names), picture_folder, max_bad_share=too_low)[0]
 
 
 def test_the_share_of_many_records_counts(picture_folder):
@@ -152,19 +161,6 @@ def test_the_share_of_many_records_counts(picture_folder):
     assert dataset.event_counts.totals() == {"records": 1000, "bad_records": 10}
     with pytest.raises(TooManyBadRecords, match="11 of the 1001 records"):
         dataset[999]
-
-
-def test_none_is_allowed(picture_folder):
-    dataset = ConversationDataset(make_rows("mosaic_0.png", "missing.png"), picture_folder, max_bad_share=0)
-    dataset[0]
-    with pytest.raises(TooManyBadRecords, match="1 of the 2 records"):
-        dataset[1]
-
-
-def test_all_are_allowed_but_one_is_needed(picture_folder):
-    dataset = ConversationDataset(make_rows(*["missing.png"] * 5), picture_folder, max_bad_share=1)
-    with pytest.raises(TooManyBadRecords, match="None of the 5 records can be used"):
-        dataset[2]
 
 
 def test_counts_of_workers_add_up(picture_folder):

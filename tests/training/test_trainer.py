@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoProcessor
 
 from mqt_llava import MQTLlavaForConditionalGeneration
 from mqt_llava.training import (
@@ -25,13 +24,8 @@ from tests.builders.models import count_calls
 from tests.builders.paths import CHECKPOINT
 
 
-@pytest.fixture(scope="module")
-def tiny_processor():
-    return AutoProcessor.from_pretrained(CHECKPOINT)
-
-
 @pytest.fixture
-def model(tiny_processor):
+def model():
     """As the embedded checkpoint, with fewer layers and untrained."""
     config = copy.deepcopy(MQTLlavaForConditionalGeneration.config_class.from_pretrained(CHECKPOINT))
     config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers = 1, 1
@@ -53,6 +47,11 @@ def rows():
     return rows
 
 
+@pytest.fixture(scope="module")
+def image_rows(rows):
+    return [row for row in rows if row["images"]]
+
+
 def build_trainer(model, processor, rows, output_dir, budget=None, **kwargs):
     settings = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1}
     settings |= {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
@@ -64,9 +63,9 @@ def build_trainer(model, processor, rows, output_dir, budget=None, **kwargs):
 @pytest.mark.parametrize(
     "parts", [["resampler"], ["resampler", "language_model"], ["vision_tower", "resampler", "language_model"]]
 )
-def test_exactly_the_trained_parts_change(model, tiny_processor, rows, tmp_path, parts):
+def test_exactly_the_trained_parts_change(model, embedded_processor, rows, tmp_path, parts):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    build_trainer(model, tiny_processor, rows, tmp_path, trained_parts=parts).train()
+    build_trainer(model, embedded_processor, rows, tmp_path, trained_parts=parts).train()
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     intended = {
         name
@@ -85,11 +84,11 @@ def test_exactly_the_trained_parts_change(model, tiny_processor, rows, tmp_path,
     [{"resampler": 3e-3, "vision_tower": 2e-6}, {"language_model": 4e-6, "vision_tower": 2e-6}],
     ids=str,
 )
-def test_each_part_learns_at_its_own_rate(rate_by_part, model, tiny_processor, rows, tmp_path):
+def test_each_part_learns_at_its_own_rate(rate_by_part, model, embedded_processor, rows, tmp_path):
     rates = {f"{part}_learning_rate": rate for part, rate in rate_by_part.items()}
     parts = ["vision_tower", "resampler", "language_model"]
     trainer = build_trainer(
-        model, tiny_processor, rows, tmp_path, trained_parts=parts, learning_rate=1e-5, weight_decay=0.1, **rates
+        model, embedded_processor, rows, tmp_path, trained_parts=parts, learning_rate=1e-5, weight_decay=0.1, **rates
     )
     groups = trainer.create_optimizer().param_groups
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -106,14 +105,14 @@ def test_each_part_learns_at_its_own_rate(rate_by_part, model, tiny_processor, r
 
 
 @pytest.mark.parametrize("parts", [[], ["querytransformer"], ["resampler", "lm_head"]])
-def test_unknown_parts_are_refused(model, tiny_processor, rows, tmp_path, parts):
+def test_unknown_parts_are_refused(model, embedded_processor, rows, tmp_path, parts):
     with pytest.raises(ValueError, match="`trained_parts` is .* but must name some of vision_tower, resampler"):
-        build_trainer(model, tiny_processor, rows, tmp_path, trained_parts=parts)
+        build_trainer(model, embedded_processor, rows, tmp_path, trained_parts=parts)
 
 
-def test_loss_weighs_every_answer_token_alike(model, tiny_processor, rows, tmp_path):
-    trainer = build_trainer(model, tiny_processor, rows, tmp_path, FixedBudget(4))
-    image_rows = [row for row in rows if row["images"]][:5]
+def test_loss_weighs_every_answer_token_alike(model, embedded_processor, image_rows, tmp_path):
+    image_rows = image_rows[:5]
+    trainer = build_trainer(model, embedded_processor, image_rows, tmp_path, FixedBudget(4))
     sums, numbers = [], []
     with torch.no_grad():
         for row in image_rows:
@@ -127,13 +126,12 @@ def test_loss_weighs_every_answer_token_alike(model, tiny_processor, rows, tmp_p
     assert float(loss) == pytest.approx(sum(sums) / sum(numbers), rel=1e-5)
 
 
-def test_nested_budgets_are_the_mean_of_single_ones(model, tiny_processor, rows, tmp_path):
-    image_rows = [row for row in rows if row["images"]][:4]
+def test_nested_budgets_are_the_mean_of_single_ones(model, embedded_processor, image_rows, tmp_path):
     losses, gradients = [], []
     for budgets in [[FixedBudget(m)] for m in (2, 5, 16)] + [[FixedBudget(m) for m in (2, 5, 16)]]:
-        trainer = build_trainer(model, tiny_processor, rows, tmp_path, budgets)
+        trainer = build_trainer(model, embedded_processor, image_rows, tmp_path, budgets)
         model.zero_grad()
-        batch = trainer.data_collator(image_rows)
+        batch = trainer.data_collator(image_rows[:4])
         number = batch["labels"][:, 1:].ne(-100).sum()
         loss = trainer.compute_loss(model, batch, num_items_in_batch=number)
         loss.backward()
@@ -145,15 +143,15 @@ def test_nested_budgets_are_the_mean_of_single_ones(model, tiny_processor, rows,
         torch.testing.assert_close(gradient, mean, rtol=1e-3, atol=1e-6)
 
 
-def test_nested_budgets_encode_the_images_once(model, tiny_processor, rows, tmp_path):
-    trainer = build_trainer(model, tiny_processor, rows, tmp_path, [FixedBudget(2), FixedBudget(16)])
+def test_nested_budgets_encode_the_images_once(model, embedded_processor, image_rows, tmp_path):
+    trainer = build_trainer(model, embedded_processor, image_rows, tmp_path, [FixedBudget(2), FixedBudget(16)])
     calls = count_calls(model.model.vision_tower)
-    trainer.compute_loss(model, trainer.data_collator([row for row in rows if row["images"]]))
+    trainer.compute_loss(model, trainer.data_collator(image_rows))
     assert len(calls) == 1
 
 
-def test_logs_hold_the_loss_by_number_of_visual_tokens(model, tiny_processor, rows, tmp_path):
-    trainer = build_trainer(model, tiny_processor, rows, tmp_path, FixedBudget(5), max_steps=4)
+def test_logs_hold_the_loss_by_number_of_visual_tokens(model, embedded_processor, rows, tmp_path):
+    trainer = build_trainer(model, embedded_processor, rows, tmp_path, FixedBudget(5), max_steps=4)
     trainer.train()
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(steps) == 4
@@ -166,27 +164,25 @@ def test_logs_hold_the_loss_by_number_of_visual_tokens(model, tiny_processor, ro
     assert {name for entry in steps for name in entry} >= {"loss_m4-7", "loss_text"}
 
 
-def test_logs_hold_the_losses_of_nested_budgets(model, tiny_processor, rows, tmp_path):
-    rows = [row for row in rows if row["images"]]
-    trainer = build_trainer(model, tiny_processor, rows, tmp_path, [FixedBudget(2), FixedBudget(16)], max_steps=1)
+@pytest.mark.parametrize(
+    "budgets, steps, names",
+    [((2, 16), 1, ["loss_m2-3", "loss_m16"]), ((16,), 3, ["loss_m16"])],
+    ids=["nested", "steps"],
+)
+def test_logged_losses_are_means_over_budgets_and_accumulated_steps(
+    model, embedded_processor, image_rows, tmp_path, budgets, steps, names
+):
+    budgets = [FixedBudget(m) for m in budgets]
+    settings = {"gradient_accumulation_steps": steps, "max_steps": 1}
+    trainer = build_trainer(model, embedded_processor, image_rows, tmp_path, budgets, **settings)
     trainer.train()
     entry = trainer.state.log_history[0]
-    assert (entry["loss_m2-3"] + entry["loss_m16"]) / 2 == pytest.approx(entry["loss"], rel=1e-4)
+    assert sum(entry[name] for name in names) / len(names) == pytest.approx(entry["loss"], rel=1e-4)
 
 
-def test_logged_losses_are_means_over_accumulated_steps(model, tiny_processor, rows, tmp_path):
-    image_rows = [row for row in rows if row["images"]]
-    trainer = build_trainer(
-        model, tiny_processor, image_rows, tmp_path, FixedBudget(16), gradient_accumulation_steps=3, max_steps=1
-    )
-    trainer.train()
-    entry = trainer.state.log_history[0]
-    assert entry["loss_m16"] == pytest.approx(entry["loss"], rel=1e-4)
-
-
-def test_counts_of_bad_and_cut_records_are_logged(model, tiny_processor, rows, tmp_path):
+def test_counts_of_bad_and_cut_records_are_logged(model, embedded_processor, rows, tmp_path):
     broken = [*rows, {"id": "broken", "messages": [{"role": "robot", "content": "?"}]}]
-    trainer = build_trainer(model, tiny_processor, broken, tmp_path, num_train_epochs=1, max_steps=-1)
+    trainer = build_trainer(model, embedded_processor, broken, tmp_path, num_train_epochs=1, max_steps=-1)
     trainer.data_collator.max_length = 40
     trainer.train()
     last = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
@@ -194,19 +190,19 @@ def test_counts_of_bad_and_cut_records_are_logged(model, tiny_processor, rows, t
     assert last["truncated_conversations"] > 0
 
 
-def test_no_answer_within_the_length_is_no_nan(model, tiny_processor, rows, tmp_path):
-    trainer = build_trainer(model, tiny_processor, rows, tmp_path, FixedBudget(16))
+def test_no_answer_within_the_length_is_no_nan(model, embedded_processor, rows, tmp_path):
+    trainer = build_trainer(model, embedded_processor, rows, tmp_path, FixedBudget(16))
     trainer.data_collator.max_length = 3
     trainer.train()
     assert all(entry["loss"] == 0 for entry in trainer.state.log_history if "loss" in entry)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-def test_gradient_checkpointing_changes_nothing(model, tiny_processor, rows, tmp_path):
+def test_gradient_checkpointing_changes_nothing(model, embedded_processor, rows, tmp_path):
     finals = []
     for checkpointing in (False, True):
         run = copy.deepcopy(model)
-        trainer = build_trainer(run, tiny_processor, rows, tmp_path, gradient_checkpointing=checkpointing)
+        trainer = build_trainer(run, embedded_processor, rows, tmp_path, gradient_checkpointing=checkpointing)
         trainer.train()
         finals.append(run.state_dict())
     for name, tensor in finals[0].items():
@@ -214,10 +210,10 @@ def test_gradient_checkpointing_changes_nothing(model, tiny_processor, rows, tmp
 
 
 class TestCheckpoints:
-    def test_stage_1_saves_the_query_transformer_alone(self, model, tiny_processor, rows, tmp_path):
+    def test_stage_1_saves_the_query_transformer_alone(self, model, embedded_processor, rows, tmp_path):
         base = copy.deepcopy(model)
         trainer = build_trainer(
-            model, tiny_processor, rows, tmp_path, trained_parts=["resampler"], save_strategy="steps", save_steps=1
+            model, embedded_processor, rows, tmp_path, trained_parts=["resampler"], save_strategy="steps", save_steps=1
         )
         trainer.train()
         trainer.save_model()
@@ -229,8 +225,8 @@ class TestCheckpoints:
         for name, tensor in base.state_dict().items():
             assert torch.equal(tensor, model.state_dict()[name])
 
-    def test_parts_of_another_model_are_refused_and_nothing_is_loaded(self, model, tiny_processor, rows, tmp_path):
-        trainer = build_trainer(model, tiny_processor, rows, tmp_path, trained_parts=["resampler"])
+    def test_parts_of_another_model_are_refused_and_nothing_is_loaded(self, model, embedded_processor, rows, tmp_path):
+        trainer = build_trainer(model, embedded_processor, rows, tmp_path, trained_parts=["resampler"])
         trainer.save_model()
         config = copy.deepcopy(model.config)
         config.max_visual_tokens = 9
@@ -245,14 +241,14 @@ class TestCheckpoints:
             load_trained_parts(model, tmp_path)
 
     @pytest.mark.parametrize("parts", [["resampler"], ["resampler", "language_model"]])
-    def test_a_checkpoint_cut_short_is_passed_over(self, model, tiny_processor, rows, tmp_path, parts):
+    def test_a_checkpoint_cut_short_is_passed_over(self, model, embedded_processor, rows, tmp_path, parts):
         start = copy.deepcopy(model)
         settings = {"trained_parts": parts, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
-        build_trainer(model, tiny_processor, rows, tmp_path, **settings).train()
+        build_trainer(model, embedded_processor, rows, tmp_path, **settings).train()
         (tmp_path / "checkpoint-4" / "trainer_state.json").unlink()
         (tmp_path / "checkpoint-9").mkdir()
         (tmp_path / "checkpoint-9" / "trainer_state.json").write_text('{"epoch": 0.')
-        trainer = build_trainer(start, tiny_processor, rows, tmp_path, **settings)
+        trainer = build_trainer(start, embedded_processor, rows, tmp_path, **settings)
         trainer.train(resume_from_checkpoint=True)
         for name, tensor in start.state_dict().items():
             assert torch.equal(tensor, model.state_dict()[name]), name
@@ -266,23 +262,25 @@ class TestCheckpoints:
         ],
     )
     @pytest.mark.parametrize("parts", [["resampler"], ["resampler", "language_model"]])
-    def test_resuming_another_model_is_refused(self, model, tiny_processor, rows, tmp_path, parts, change, message):
+    def test_resuming_another_model_is_refused(
+        self, model, embedded_processor, rows, tmp_path, parts, change, message
+    ):
         settings = {"trained_parts": parts, "save_strategy": "steps", "save_steps": 1}
-        build_trainer(model, tiny_processor, rows, tmp_path, **settings).train()
+        build_trainer(model, embedded_processor, rows, tmp_path, **settings).train()
         config = copy.deepcopy(model.config)
         change(config)
         other = MQTLlavaForConditionalGeneration(config)
-        trainer = build_trainer(other, tiny_processor, rows, tmp_path, FixedBudget(4), **settings)
+        trainer = build_trainer(other, embedded_processor, rows, tmp_path, FixedBudget(4), **settings)
         with pytest.raises(ValueError, match=f"checkpoint-2 is of another model: .*{message}"):
             trainer.train(resume_from_checkpoint=True)
 
-    def test_a_foreign_output_folder_is_refused(self, model, tiny_processor, rows, tmp_path):
+    def test_a_foreign_output_folder_is_refused(self, model, embedded_processor, rows, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip_vision_model", **VISION_CONFIG}))
-        trainer = build_trainer(model, tiny_processor, rows, tmp_path)
+        trainer = build_trainer(model, embedded_processor, rows, tmp_path)
         with pytest.raises(ValueError, match="is a checkpoint of a 'clip_vision_model', not of a 'mqt_llava'"):
             trainer.train()
 
-    def test_nothing_to_resume_from_is_an_error(self, model, tiny_processor, rows, tmp_path):
-        trainer = build_trainer(model, tiny_processor, rows, tmp_path)
+    def test_nothing_to_resume_from_is_an_error(self, model, embedded_processor, rows, tmp_path):
+        trainer = build_trainer(model, embedded_processor, rows, tmp_path)
         with pytest.raises(ValueError, match="holds no complete checkpoint"):
             trainer.train(resume_from_checkpoint=True)
