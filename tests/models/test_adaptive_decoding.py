@@ -11,7 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from mqt_llava import AdaptiveBudget, MQTLlavaForConditionalGeneration, MQTLlavaProcessor
 from mqt_llava.models.visual_token_cache import recall_prompts
-from tests.builders.models import enlarge_weights
+from tests.builders.models import count_calls, enlarge_weights
 from tests.builders.paths import CHECKPOINT, PICTURES
 from tests.builders.prompts import random_inputs
 
@@ -267,21 +267,13 @@ class TestConversation:
         ids = torch.cat([output.sequences, further], dim=1)
         return output, {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
-    @pytest.mark.parametrize("m", [2, [2, 2]], ids=str)
-    def test_at_the_same_level(self, tiny_model, first, m):
+    @pytest.mark.parametrize("m", [2, [2, 2], 1, 4, [3, 2]], ids=str)
+    def test_at_the_same_level_and_at_another(self, tiny_model, first, m):
         output, inputs = first
-        expected = generate(tiny_model, inputs, m)
-        calls = []
-        tiny_model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
-        answer = generate(tiny_model, inputs, m, past_key_values=output.past_key_values)
-        assert torch.equal(answer.sequences, expected.sequences) and not calls
-
-    @pytest.mark.parametrize("m", [1, 4, [3, 2]], ids=str)
-    def test_at_another_level(self, tiny_model, first, m):
-        output, inputs = first
-        expected = generate(tiny_model, inputs, m)
+        expected, calls = generate(tiny_model, inputs, m), count_calls(tiny_model.model.vision_tower)
         answer = generate(tiny_model, inputs, m, past_key_values=output.past_key_values)
         assert torch.equal(answer.sequences, expected.sequences)
+        assert not calls or m not in (2, [2, 2])  # the images are in the cache
 
     @pytest.mark.parametrize("budget", ["auto", AdaptiveBudget()], ids=["auto", "budget"])
     def test_an_adaptive_one_is_refused(self, tiny_model, first, budget):

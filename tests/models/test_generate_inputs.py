@@ -11,6 +11,7 @@ from mqt_llava import AdaptiveBudget
 from tests.builders.both import BOTH, MQT, QUECC, image_inputs
 from tests.builders.models import random_model, random_quecc_model
 from tests.builders.prompts import pad, random_inputs, random_pixels, random_quecc_inputs
+from tests.builders.turns import text_of
 
 
 NEW = {"max_new_tokens": 5, "do_sample": False}
@@ -48,23 +49,17 @@ class TestGradientCheckpointing:
 
 
 class TestEncodedImages:
-    @pytest.mark.parametrize("m", [None, 4])
-    def test_with_gradients_and_an_assistant(self, tiny_model, inputs, m):
-        expected = tiny_model.generate(**inputs, num_visual_tokens=m, **NEW)
-        encoded = {"image": tiny_model.get_image_features(inputs.pop("pixel_values"))}
-        assert encoded["image"].pooler_output[0].requires_grad
-        kwargs = {"mm_encoder_outputs": encoded, "assistant_model": random_model(seed=1), **NEW}
-        tiny_model.generation_config.num_visual_tokens = m
-        kwargs["assistant_model"].generation_config.num_visual_tokens = m
-        assert torch.equal(tiny_model.generate(**inputs, **kwargs), expected)
-        assert encoded["image"].pooler_output[0].requires_grad  # the caller's is as it was
-
-    def test_with_gradients_and_an_assistant_for_quecc(self):
-        model, inputs = random_quecc_model(), random_quecc_inputs([[21, 22], [23]])
+    @pytest.mark.parametrize("case, m", [(MQT, None), (MQT, 4), (QUECC, None)], ids=["mqt", "mqt at 4", "quecc"])
+    def test_with_gradients_and_an_assistant(self, case, m):
+        model, assistant = case.make_model(), case.make_model(seed=1)
+        inputs = case.make_inputs([16, 16] if case is MQT else [[21, 22], [23]])
+        model.generation_config.num_visual_tokens = assistant.generation_config.num_visual_tokens = m
         expected = model.generate(**inputs, **NEW)
-        inputs["mm_encoder_outputs"] = {"image": model.get_image_features(**image_inputs(inputs))}
-        del inputs["pixel_values"], inputs["query_input_ids"], inputs["query_attention_mask"]
-        assert torch.equal(model.generate(**inputs, assistant_model=random_quecc_model(seed=1), **NEW), expected)
+        encoded = model.get_image_features(**image_inputs(inputs))
+        assert encoded.pooler_output[0].requires_grad
+        kwargs = {**text_of(inputs), "mm_encoder_outputs": {"image": encoded}, "assistant_model": assistant}
+        assert torch.equal(model.generate(**kwargs, **NEW), expected)
+        assert encoded.pooler_output[0].requires_grad  # the caller's is as it was
 
     @BOTH
     @pytest.mark.parametrize("call", ["generate", "forward"])
@@ -72,7 +67,7 @@ class TestEncodedImages:
     def test_in_another_form(self, case, call, form):
         model, inputs = case.make_model(), case.make_inputs(*case.rows[:1])
         encoded = model.get_image_features(**image_inputs(inputs))
-        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        inputs = text_of(inputs)
         tokens = encoded.pooler_output[0]
         flat = type(encoded)(pooler_output=[tokens[0]])
         encoded = {
