@@ -12,7 +12,7 @@ from transformers import AutoProcessor, LlavaImageProcessorPil, ProcessorMixin
 
 import mqt_llava.models.processing_compressed_llava as processing
 from mqt_llava import MQTLlavaProcessor
-from tests.builders.chats import PROMPT, tokenize_chat, user
+from tests.builders.chats import PROMPT, assistant, tokenize_chat, user
 from tests.builders.pictures import as_file, make_image, reference_pixels
 
 
@@ -147,7 +147,7 @@ def test_an_images_own_number_holds(processor):
     assert chat_counts(processor, [shown(4)]) == [4]
     assert chat_counts(processor, [shown(np.int64(4))]) == [4]
     assert chat_counts(processor, [shown(4, image=np.asarray(make_image()))]) == [4]
-    assert chat_counts(processor, [shown(4), {"role": "assistant", "content": "A shoe."}, shown(7)]) == [4, 7]
+    assert chat_counts(processor, [shown(4), assistant("A shoe."), shown(7)]) == [4, 7]
     url = "data:image/png;base64," + base64.b64encode(as_file(make_image())).decode()
     for item in (
         {"type": "image_url", "image_url": {"url": url}},
@@ -170,7 +170,7 @@ def test_an_images_own_number_holds(processor):
     ids=str,
 )
 def test_it_goes_before_the_calls_number_and_the_default(processor, processor_kwargs, expected):
-    chat = [shown(4), {"role": "assistant", "content": "A shoe."}, shown(), shown(5), shown()]
+    chat = [shown(4), assistant("A shoe."), shown(), shown(5), shown()]
     assert chat_counts(processor, chat, processor_kwargs=processor_kwargs) == expected
     batch = [chat[:1], [{"role": "user", "content": "Hello"}], chat[1:]]
     assert chat_counts(processor, batch, processor_kwargs={"padding": True, **processor_kwargs}) == expected
@@ -299,9 +299,7 @@ def test_chat_is_llavas_v1_conversation(processor):
 
 
 def test_consecutive_assistant_messages(processor):
-    messages = [
-        {"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "a"), ("assistant", "b"))
-    ]
+    messages = [{"role": "user", "content": "q"}, assistant("a"), assistant("b")]
     assert render(processor, messages) == SYSTEM + "USER: q ASSISTANT: a</s>ASSISTANT: b</s>"
 
 
@@ -318,9 +316,7 @@ def test_continue_final_message(processor, content):
 )
 def test_typed_image_token_is_text_and_no_image(processor, role, texts):
     image = make_image()
-    blocks = [{"type": "text", "text": text} for text in texts]
-    contents = [blocks, "".join(texts)]
-    for content in contents:
+    for content in ([{"type": "text", "text": text} for text in texts], "".join(texts)):
         messages = [{"role": role, "content": content}, user(image, "What?")]
         assert "< image>" in render(processor, messages)
         assert render(processor, messages).count("<image>") == 1
@@ -362,10 +358,9 @@ def test_sanitized_chats_hold_the_images_that_are_shown(processor, text):
 
 def test_batch_of_chats_with_images_in_several_turns(processor):
     images = [make_image(seed=seed) for seed in range(4)]
-    answer = {"role": "assistant", "content": "Yes."}
     chats = [
-        [user(images[0], "a"), answer, user("b", images[1], images[2])],
-        [user("only text"), answer, user("more")],
+        [user(images[0], "a"), assistant("Yes."), user("b", images[1], images[2])],
+        [user("only text"), assistant("Yes."), user("more")],
         [user(images[3])],
     ]
     inputs = tokenize_chat(processor, chats, processor_kwargs={"num_visual_tokens": [1, 2, 3, 4], "padding": True})
@@ -378,15 +373,11 @@ def test_batch_of_chats_with_images_in_several_turns(processor):
 @pytest.mark.parametrize("m", [1, 7])
 def test_assistant_tokens_mask_fits_the_expanded_prompt(processor, m):
     chats = [
-        [user(make_image(), "a"), {"role": "assistant", "content": "A shoe."}],
-        [user(make_image(), "a longer one"), {"role": "assistant", "content": "Two bags."}],
+        [user(make_image(), "a"), assistant("A shoe.")],
+        [user(make_image(), "a longer one"), assistant("Two bags.")],
     ]
-    inputs = tokenize_chat(
-        processor,
-        chats,
-        return_assistant_tokens_mask=True,
-        processor_kwargs={"num_visual_tokens": m, "padding": True},
-    )
+    kwargs = {"num_visual_tokens": m, "padding": True}
+    inputs = tokenize_chat(processor, chats, return_assistant_tokens_mask=True, processor_kwargs=kwargs)
     masks = torch.as_tensor(inputs["assistant_masks"]).bool()
     answers = [processor.decode(ids[mask]) for ids, mask in zip(inputs["input_ids"], masks)]
     assert [answer.strip() for answer in answers] == ["A shoe.</s>", "Two bags.</s>"]

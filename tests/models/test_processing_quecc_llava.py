@@ -251,13 +251,8 @@ def test_a_chat_whose_image_has_no_question_is_refused(quecc):
 
 def test_assistant_tokens_mask_beside_questions(quecc):
     chats = [[user(make_image(), text), assistant("A shoe.")] for text in ("a?", "A longer question?")]
-    inputs = tokenize_chat(
-        quecc,
-        chats,
-        add_generation_prompt=False,
-        return_assistant_tokens_mask=True,
-        processor_kwargs={"padding": True},
-    )
+    kwargs = {"add_generation_prompt": False, "return_assistant_tokens_mask": True}
+    inputs = tokenize_chat(quecc, chats, processor_kwargs={"padding": True}, **kwargs)
     answer = inputs["input_ids"][0][torch.as_tensor(inputs["assistant_masks"][0]).bool()]
     assert quecc.decode(answer).strip() == "A shoe.</s>"
     assert questions(quecc, inputs) == ["a?", "A longer question?"]
