@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.builders.paths import REPOSITORY
 from tests.builders.scripts import load_script
+from tests.builders.versions import needs_tracing
 
 
 BENCHMARKS = REPOSITORY / "benchmarks"
@@ -56,6 +57,7 @@ def left_out(figures: dict) -> dict[tuple, str]:
     }
 
 
+@needs_tracing
 def test_every_case_is_measured_or_has_its_reason(run):
     figures, markdown = run
     assert {"cpu", "gpu", "load_average_before", "load_average_after", "torch", "transformers", "seed"} <= set(figures)
@@ -121,6 +123,7 @@ def test_rooflines_follow_from_the_measured_rates(run):
         assert generate == pytest.approx(first_token + (size["new_tokens"] - 1) * per_token)
 
 
+@needs_tracing
 def test_compiled_is_what_was_compiled(run):
     for row in run[0]["sizes"]["small"]["rows"]:
         for model in (row["mqt"], row["llava"]):

@@ -10,8 +10,10 @@ from transformers import CompileConfig
 from mqt_llava import MQTLlavaForConditionalGeneration
 from tests.builders.models import random_model
 from tests.builders.prompts import random_inputs
+from tests.builders.versions import needs_tracing
 
 
+pytestmark = needs_tracing
 NEW = {"max_new_tokens": 4}
 NUM_PROMPTS = 20
 ONE_IMAGE = [([1 + i % 16],) for i in range(NUM_PROMPTS)]

@@ -16,6 +16,7 @@ from mqt_llava import (
     QueCCLlavaModel,
 )
 from tests.builders.both import BOTH, QUECC, image_inputs
+from tests.builders.versions import needs_tracing
 
 
 def build(case, **kwargs):
@@ -40,6 +41,7 @@ def test_exporters_find_the_compressor(case):
     assert not any("multi_modal_projector" in name for name in model.state_dict())
 
 
+@needs_tracing
 @BOTH
 def test_the_compressor_can_be_exported_by_itself(case):
     model, inputs = build(case)

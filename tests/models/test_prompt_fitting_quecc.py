@@ -11,6 +11,7 @@ from tests.builders.both import image_inputs
 from tests.builders.models import count_calls, random_quecc_model
 from tests.builders.prompts import IMAGE_TOKEN_ID, one_prompt, pad, random_pixels, random_quecc_inputs
 from tests.builders.quecc import HOW, NEW, ROWS, WHAT, WHERE, answers
+from tests.builders.versions import needs_tracing
 
 
 @pytest.fixture
@@ -85,6 +86,7 @@ def test_prefill_in_chunks_gives_the_greedy_answer(model):
         assert torch.equal(answers(model, inputs, prefill_chunk_size=3), answers(model, inputs))
 
 
+@needs_tracing
 def test_a_compiled_forward_computes_the_same(model):
     torch._dynamo.reset()
     inputs = random_quecc_inputs(*ROWS)

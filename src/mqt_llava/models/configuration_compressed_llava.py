@@ -5,6 +5,7 @@ import operator
 import os
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 from transformers.utils import is_numpy_array
@@ -49,7 +50,7 @@ def check_num_visual_tokens(
 
     def check_one(number: Any) -> int:
         try:
-            if isinstance(number, bool):
+            if isinstance(number, (bool, np.bool_)):  # NumPy's is an index until 2.3
                 raise TypeError
             # Integers as they are: `operator.index` would tie a compiled graph to this number.
             number = number if isinstance(number, int) else operator.index(number)
