@@ -66,7 +66,7 @@ def test_every_image_comes_out_in_rgb(mode, tmp_path):
     name = f"image.{'tiff' if mode in ('CMYK', 'YCbCr') else 'png'}"
     picture.save(tmp_path / name)
     with Image.open(tmp_path / name) as image:
-        assert image.mode == mode
+        assert image.mode == mode or mode == "YCbCr"  # which Pillow 12 opens as RGB
     (image,) = ConversationDataset(make_rows(name), tmp_path)[0]["images"]
     assert image.mode == "RGB" and image.size == picture.size
     low, high = zip(*image.getextrema())
