@@ -38,7 +38,7 @@ ENVIRONMENT = {
 class Case:
     prompt: str
     images: tuple[Path, ...] = ()
-    m: int | None = None
+    m: int | tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Answer:
     prompt_ids: list[int]
     ids: list[int]
     text: str = field(compare=False)  # word by word vLLM keeps a leading space
+    num_cached: int = field(default=0, compare=False)  # tokens of the prompt whose keys and values vLLM had
 
 
 def chat(question: str, *images: Path, m: int | None = None) -> Case:
@@ -123,7 +124,7 @@ def ask_transformers(checkpoint: Path, cases: list[Case]) -> list[Answer]:
         inputs = processor(
             images=[Image.open(path) for path in case.images] or None,
             text=case.prompt,
-            num_visual_tokens=case.m,
+            num_visual_tokens=list(case.m) if isinstance(case.m, tuple) else case.m,
             return_tensors="pt",
         )
         output = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
@@ -149,7 +150,8 @@ class Engine:
             return get_image_features(model, pixel_values, visual_token_counts, **kwargs)
 
         MQTLlavaModel.get_image_features = counted
-        self.llm = LLM(str(checkpoint), dtype="float32", enforce_eager=True, max_model_len=1024, **kwargs)
+        settings = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, **kwargs}
+        self.llm = LLM(str(checkpoint), **settings)
         self.encoded.clear()  # of the images that vLLM reserves memory with
         self.check_reserved_images()
 
@@ -189,6 +191,7 @@ def ask_engine(cases: list[Case], kwargs: list[dict] | None = None) -> tuple[lis
     ENGINE.encoded.clear()
     outputs = ENGINE.llm.generate(prompts, SamplingParams(temperature=0, max_tokens=NEW_TOKENS), use_tqdm=False)
     answers = [
-        Answer(list(one.prompt_token_ids), list(one.outputs[0].token_ids), one.outputs[0].text) for one in outputs
+        Answer(list(one.prompt_token_ids), list(one.outputs[0].token_ids), one.outputs[0].text, one.num_cached_tokens)
+        for one in outputs
     ]
     return answers, list(ENGINE.encoded)

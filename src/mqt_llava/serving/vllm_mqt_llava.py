@@ -2,18 +2,22 @@
 """
 MQT-LLaVA through vLLM's Transformers backend: this package's own model, with vLLM's attention and linear layers in it.
 
-The contract: `mm_processor_kwargs={"num_visual_tokens": m}` holds for all images of a request, requests with any m
-share a batch, and an image is encoded once per m. vLLM's caches know an image by its content and by these keywords as
-a whole, so a list with one m per image would be stored under one key for images that got different m. It is refused.
+The contract: `mm_processor_kwargs={"num_visual_tokens": m}` holds for all images of a request, or a list has one m for
+each. Requests with any m share a batch, and an image is encoded once for all of them: visual tokens nest, so vLLM's
+caches only ever know its M, of which a prompt takes the first m. Whole blocks of its KV cache within the first m are
+shared too, since vLLM knows a block by the image and the place in it.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 import torch
+import vllm
+from packaging.version import Version
 from vllm.model_executor.models.transformers.causal import CausalMixin
 from vllm.model_executor.models.transformers.multimodal import (
     MultiModalDummyInputsBuilder,
@@ -22,6 +26,7 @@ from vllm.model_executor.models.transformers.multimodal import (
     MultiModalProcessor,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import PlaceholderRange
 from vllm.multimodal.parse import MultiModalDataParser
 
 from ..models.configuration_compressed_llava import check_num_visual_tokens
@@ -37,6 +42,15 @@ if TYPE_CHECKING:
 
 
 NAME = "num_visual_tokens"
+# vLLM compares the visual tokens that a request expects with those that it has of the image, M, by a mask that it
+# documents for places of the same length. tests/serving/test_shared_encodings.py says that a longer one does.
+SHARES_ENCODINGS = Version("0.32") <= Version(vllm.__version__) < Version("0.33")
+if not SHARES_ENCODINGS:
+    warnings.warn(
+        f"mqt_llava has not been tried with vLLM {vllm.__version__}. An image is encoded anew for each number of "
+        "visual tokens, and all images of a request have the same one. With vLLM 0.32 neither holds.",
+        stacklevel=1,
+    )
 
 
 class MQTLlavaDataParser(MultiModalDataParser):
@@ -64,31 +78,53 @@ class MQTLlavaProcessingInfo(MultiModalProcessingInfo):
         """M, whatever the engine's default is: a request may ask for it."""
         return self.get_hf_processor().max_visual_tokens
 
-    def num_visual_tokens(self, request_kwargs: Mapping[str, object]) -> int:
+    def num_visual_tokens_per_image(self, request_kwargs: Mapping[str, object], num_images: int | None) -> list[int]:
         """
-        The number of visual tokens of a request's images: its own, else the engine's `mm_processor_kwargs`, else the
-        checkpoint's.
+        The number of visual tokens of each of a request's images: its own, else the engine's `mm_processor_kwargs`,
+        else the checkpoint's. `None` images check the engine's own.
 
         Raises:
-            TypeError: It is no integer; a list neither.
-            ValueError: It is outside 1..M, or the request has other keywords.
+            TypeError: It is neither an integer nor a list of integers.
+            ValueError: It is outside 1..M, a list has not one entry per image, or the request has other keywords.
         """
-        if others := sorted(set(request_kwargs) - {NAME}):
+        kwargs = flat(request_kwargs)
+        if others := sorted(set(kwargs) - {NAME}):
             raise ValueError(
                 f"`mm_processor_kwargs` has {', '.join(map(repr, others))}, but only {NAME!r} is allowed."
             )
         processor = self.get_hf_processor()
         (default,) = processor.num_visual_tokens_per_image(None, num_images=1)
-        kwargs = self.ctx.get_merged_mm_kwargs(request_kwargs)
-        num_visual_tokens = {**kwargs, **(kwargs.get("images_kwargs") or {})}.get(NAME, default)
+        value = {NAME: default, **flat(self.ctx.get_merged_mm_kwargs({})), **kwargs}[NAME]
         name = f"mm_processor_kwargs['{NAME}']"
-        if isinstance(num_visual_tokens, (list, tuple)):
-            raise TypeError(
-                f"`{name}` is {num_visual_tokens!r}, but must be one integer in 1..{processor.max_visual_tokens} for "
-                "all images of a request. Ask about images at different numbers in requests of their own."
-            )
-        (num_visual_tokens,) = check_num_visual_tokens(num_visual_tokens, processor.max_visual_tokens, name=name)
-        return num_visual_tokens
+        numbers = check_num_visual_tokens(value, processor.max_visual_tokens, num_images, name)
+        if not SHARES_ENCODINGS and len(set(numbers)) > 1:
+            raise ValueError(f"`{name}` is {value!r}, but must be one integer with vLLM {vllm.__version__}.")
+        return numbers
+
+
+def flat(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of which some may be meant for images, as vLLM's own models take them."""
+    kwargs = dict(kwargs)
+    of_images = kwargs.pop("images_kwargs", None) or {}
+    if not isinstance(of_images, Mapping):
+        raise TypeError(f"`mm_processor_kwargs['images_kwargs']` is {of_images!r}, but must be a dict.")
+    return {**kwargs, **of_images}
+
+
+def cut_images(inputs: "MultiModalInput", numbers: Iterable[int]) -> "MultiModalInput":
+    """
+    Leaves of each image its first visual tokens. What vLLM stores of it stays as it is, all M: a mask says so that is
+    longer than the image's place in the prompt.
+    """
+    ids, places = inputs["prompt_token_ids"], inputs["mm_placeholders"].get("image", [])
+    kept, cut, end = [], [], 0
+    for place, number in zip(places, numbers):
+        kept += ids[end : place.offset + number]
+        every = torch.ones(place.length, dtype=torch.bool)
+        cut.append(PlaceholderRange(len(kept) - number, number, is_embed=every))
+        end = place.offset + place.length
+    placeholders = {**inputs["mm_placeholders"], **({"image": cut} if cut else {})}
+    return {**inputs, "prompt_token_ids": [*kept, *ids[end:]], "mm_placeholders": placeholders}
 
 
 class MQTLlavaVLLMProcessor(MultiModalProcessor):
@@ -101,7 +137,7 @@ class MQTLlavaVLLMProcessor(MultiModalProcessor):
 
     def get_dummy_inputs(self, **kwargs: Any) -> "ProcessorInputs":
         """The images that vLLM reserves memory with have M visual tokens too."""
-        self.info.num_visual_tokens({})  # a wrong default of the engine's is refused when it starts
+        self.info.num_visual_tokens_per_image({}, None)  # a wrong default of the engine's is refused when it starts
         most = {NAME: self.info.get_max_image_tokens()}
         return replace(super().get_dummy_inputs(**kwargs), hf_processor_mm_kwargs=most)
 
@@ -118,9 +154,12 @@ class MQTLlavaVLLMProcessor(MultiModalProcessor):
         prompt = inputs.prompt
         if prompt[:1] != self.leading_ids:
             prompt = [*self.leading_ids, *prompt]
-        # Spelt out even where a request does not say, so that the default and the same number are one cache entry.
-        mm_kwargs = {NAME: self.info.num_visual_tokens(inputs.hf_processor_mm_kwargs)}
-        return super().apply(replace(inputs, prompt=prompt, hf_processor_mm_kwargs=mm_kwargs), timing_ctx)
+        numbers = self.info.num_visual_tokens_per_image(inputs.hf_processor_mm_kwargs, num_images)
+        # What vLLM's caches know an image by.
+        number = self.info.get_max_image_tokens() if SHARES_ENCODINGS or not numbers else numbers[0]
+        inputs = replace(inputs, prompt=prompt, hf_processor_mm_kwargs={NAME: number})
+        whole = super().apply(inputs, timing_ctx)
+        return cut_images(whole, numbers) if SHARES_ENCODINGS else whole
 
 
 @MULTIMODAL_REGISTRY.register_processor(
