@@ -53,7 +53,7 @@ def chat(question: str, *images: Path, m: int | None = None) -> Case:
     """A case with the prompt that the chat template makes of it."""
     system = "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
     system += "detailed, and polite answers to the human's questions. "
-    return Case(f"{system}USER: {'<image>' + chr(10) if images else ''}{question} ASSISTANT:", images, m)
+    return Case(f"{system}USER: {('<image>' + chr(10)) * len(images)}{question} ASSISTANT:", images, m)
 
 
 # Every image, question and number: what 64 clients ask at once.
@@ -64,7 +64,9 @@ TINY_CASES = [
     *(Case("USER: <image> and <image>\nList the items. ASSISTANT:", (MOSAICS[0],) * 2, m) for m in BUDGETS),
     Case("USER: Is there any footwear? ASSISTANT:"),
     Case("USER: <image>\nIs there a bag? ASSISTANT: yes</s>USER: List the items. ASSISTANT:", (MOSAICS[2],), 4),
+    chat("What is there most of?", *MOSAICS[2:], m=(9, 2)),
 ]
+TWO_NUMBERS = len(TINY_CASES) - 1
 
 
 # What the original code has answered.

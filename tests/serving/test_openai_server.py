@@ -14,12 +14,23 @@ from itertools import islice
 
 import pytest
 
-from tests.serving.serving_cases import CHATS, ENVIRONMENT, MOSAICS, NEW_TOKENS, TINY, Case, golden_cases
+from tests.serving.serving_cases import (
+    CHATS,
+    ENVIRONMENT,
+    MOSAICS,
+    NEW_TOKENS,
+    TINY,
+    TINY_CASES,
+    TWO_NUMBERS,
+    Case,
+    golden_cases,
+)
 
 
 pytestmark = pytest.mark.vllm
 # Pictures with their alpha channel, which our processor drops: vLLM would show transparent ones on white.
 FLAGS = ["--trust-request-mm-kwargs", "--media-io-kwargs", '{"image": {"image_mode": "RGBA"}}']
+FLAGS += ["--enable-prompt-tokens-details", "--block-size", "32"]
 
 
 class Server:
@@ -109,12 +120,12 @@ def ask(client, messages, m=None, **kwargs):
     )
 
 
-@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("index", [*range(4), TWO_NUMBERS])
 def test_answers_are_those_of_transformers(client, expected, index):
-    image, question, m = CHATS[index]
-    completion = ask(client, message(question, image), m)
-    answer = expected["tiny"][index]
+    case, answer = TINY_CASES[index], expected["tiny"][index]
+    completion = ask(client, conversation(case), case.m)
     assert completion.prompt_token_ids == answer.prompt_ids
+    assert completion.usage.prompt_tokens_details.multimodal_tokens == {"image": answer.prompt_ids.count(560)}
     assert completion.usage.prompt_tokens == len(answer.prompt_ids)
     assert completion.choices[0].token_ids == answer.ids
     assert completion.choices[0].message.content.strip() == answer.text
@@ -140,13 +151,26 @@ def test_64_streams_at_once_with_mixed_numbers(server, expected):
     assert answers == [(answer.text, len(answer.prompt_ids)) for answer in expected["tiny"][:64]]
 
 
+def test_requests_at_other_numbers_find_the_blocks_of_the_first(client):
+    """Those that the text in front of the image and its visual tokens fill: here text and one visual token."""
+    content = [{"type": "text", "text": "Look closely at this picture of many different things. " * 3}]
+    content += message("List the items.", MOSAICS[3])[0]["content"]
+    answers = [ask(client, [{"role": "user", "content": content}], m) for m in (16, 4, 7)]
+    assert answers[0].prompt_token_ids.index(560) == 31
+    assert [answer.usage.prompt_tokens_details.cached_tokens for answer in answers[1:]] == [32, 32]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     "kwargs, reason",
     [
         *(
             ({"num_visual_tokens": m}, f"`mm_processor_kwargs['num_visual_tokens']` is {m!r}, but must be")
-            for m in (0, 17, 257, -1, "4", "auto", 4.5, True, None, [4], [1, 4], {"a": 1})
+            for m in (0, 17, 257, -1, "4", "auto", 4.5, True, None, [0], ["4"], {"a": 1})
+        ),
+        (
+            {"num_visual_tokens": [1, 4]},
+            "`mm_processor_kwargs['num_visual_tokens']` has 2 entries for 1 image, but must",
         ),
         ({"num_visual_token": 4}, "has 'num_visual_token', but only 'num_visual_tokens' is allowed"),
     ],
