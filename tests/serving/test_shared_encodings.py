@@ -1,4 +1,10 @@
-"""An image is encoded once for all numbers of visual tokens, and they share the blocks of vLLM's KV cache."""
+"""
+An image is encoded once for all numbers of visual tokens, and they share the blocks of vLLM's KV cache.
+
+    RANDOM_REQUESTS=2000 nox -s vllm -- -m pytest -m vllm tests/serving/test_shared_encodings.py      asks more
+"""
+
+import os
 
 import pytest
 
@@ -8,7 +14,7 @@ from tests.serving.serving_cases import LEGACY_FALSE, TINY, Case, ask_transforme
 
 
 pytestmark = pytest.mark.vllm
-CASES = random_cases(150, seed=0)
+CASES = random_cases(int(os.environ.get("RANDOM_REQUESTS", 150)), seed=0)
 CHUNKED = {"max_num_batched_tokens": 24, "max_num_seqs": 6, "enable_chunked_prefill": True}
 SMALL_CACHES = {"mm_processor_cache_gb": 0, "enable_prefix_caching": False, **CHUNKED}
 
