@@ -1,0 +1,179 @@
+# Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
+"""Bodies of OpenAI's API: what they ask of the number of visual tokens, and what vLLM is asked for them."""
+
+import json
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..models.adaptive_decoding import AdaptiveBudget
+from ..models.configuration_compressed_llava import check_num_visual_tokens
+from .probing import NAME, ServedModel, is_budget
+
+
+IMAGE_TYPES = ("image_url", "input_image", "image_embeds")
+# What of a body makes its prompt. A probe has nothing else of it: neither how answers are sampled, nor when they stop.
+PROMPT_FIELDS = (
+    "model",
+    "messages",
+    "tools",
+    "documents",
+    "chat_template",
+    "chat_template_kwargs",
+    "reasoning_effort",
+    "add_generation_prompt",
+    "continue_final_message",
+    "add_special_tokens",
+    "truncate_prompt_tokens",
+    "truncation_side",
+    "media_io_kwargs",
+    "cache_salt",
+    "priority",
+    "user",
+)
+# Each of them said, since vLLM takes what is not from the checkpoint's generation config.
+GREEDY = {
+    "stream": False,
+    "n": 1,
+    "temperature": 0,
+    "top_p": 1,
+    "top_k": 0,
+    "min_p": 0,
+    "repetition_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "logprobs": True,
+    "top_logprobs": 2,
+}
+
+
+@dataclass(frozen=True)
+class AdaptiveRequest:
+    """
+    A body whose images get numbers that are not in it as vLLM takes them.
+
+    Args:
+        fields: The body without its `num_visual_tokens`.
+        images: Its content items with an image.
+        num_visual_tokens: One per image, where the items say.
+        budget, levels: What chooses, where the request leaves it to the model.
+    """
+
+    fields: dict
+    images: list[dict]
+    num_visual_tokens: list[int] | None = None
+    budget: AdaptiveBudget | None = None
+    levels: tuple[int, ...] = ()
+
+    def body(self, num_visual_tokens: int | list[int]) -> bytes:
+        """The client's own request."""
+        return encode(with_number(self.fields, num_visual_tokens))
+
+    def probe(self, level: int) -> bytes:
+        """Asks for the first greedy tokens and their log-probabilities."""
+        assert self.budget is not None
+        fields = {name: self.fields[name] for name in PROMPT_FIELDS if name in self.fields}
+        if "tools" in fields:
+            fields["tool_choice"] = "none"
+        fields |= GREEDY | {"max_tokens": self.budget.num_probed_tokens}
+        return encode(with_number({**fields, "mm_processor_kwargs": self.fields["mm_processor_kwargs"]}, level))
+
+    def rank(self, num_ranks: int) -> int:
+        """One of so many copies of the model, the same for the same images."""
+        return zlib.crc32(encode(self.images)) % num_ranks
+
+
+def parse_request(
+    body: bytes, get_model: Callable[[], ServedModel], get_default: Callable[[], int]
+) -> AdaptiveRequest | None:
+    """
+    Args:
+        get_model: The model that answers.
+        get_default: The number of visual tokens of images for which a request says nothing.
+
+    Returns:
+        `None` where vLLM can read the body as it is, or refuses it by itself.
+
+    Raises:
+        TypeError, ValueError: A number or a budget is none; the message names the field.
+    """
+    if NAME.encode() not in body:
+        return None
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(fields, dict) or not isinstance(fields.get("mm_processor_kwargs") or {}, dict):
+        return None
+    images = find_images(fields.get("messages"))
+    fields["mm_processor_kwargs"], asked = split_number(fields.get("mm_processor_kwargs") or {})
+    if any(NAME in image for image in images):
+        if is_budget(asked):
+            raise ValueError(
+                f"`mm_processor_kwargs['{NAME}']` is {asked!r}, but must be a number where images in `messages` have "
+                "numbers of their own."
+            )
+        most = get_model().max_visual_tokens
+        asked = get_default() if asked is None else asked
+        numbers = check_num_visual_tokens(asked, most, len(images), name=f"mm_processor_kwargs['{NAME}']")
+        for index, image in enumerate(images):
+            if NAME in image:
+                (numbers[index],) = check_num_visual_tokens(image.pop(NAME), most, name=f"{NAME} of image {index}")
+        return AdaptiveRequest(fields, images, num_visual_tokens=numbers)
+    if not is_budget(asked):
+        return None
+    if isinstance(asked, dict):
+        check_limit("levels", asked.get("levels"), "MQT_LLAVA_MAX_LEVELS", 8)
+        check_limit("num_probed_tokens", asked.get("num_probed_tokens"), "MQT_LLAVA_MAX_PROBED_TOKENS", 16)
+    budget, levels = get_model().resolve(asked)
+    return AdaptiveRequest(fields, images, budget=budget, levels=tuple(levels))
+
+
+def find_images(messages: Any) -> list[dict]:
+    """The content items with an image, in the order of the prompt. What is malformed is left to vLLM."""
+    messages = messages if isinstance(messages, list) else []
+    contents = [message.get("content") for message in messages if isinstance(message, dict)]
+    items = [item for content in contents if isinstance(content, list) for item in content]
+    return [item for item in items if isinstance(item, dict) and is_image(item)]
+
+
+def is_image(item: dict) -> bool:
+    kind = item.get("type")
+    return kind in IMAGE_TYPES if isinstance(kind, str) else any(name in item for name in IMAGE_TYPES)
+
+
+def split_number(kwargs: dict) -> tuple[dict, Any]:
+    """`mm_processor_kwargs` without its `num_visual_tokens`, and that. In `images_kwargs` it goes before."""
+    kwargs = dict(kwargs)
+    asked = kwargs.pop(NAME, None)
+    nested = kwargs.get("images_kwargs")
+    if isinstance(nested, dict) and NAME in nested:
+        asked = nested[NAME]
+        nested = {name: value for name, value in nested.items() if name != NAME}
+        kwargs["images_kwargs"] = nested
+        if not nested:
+            del kwargs["images_kwargs"]
+    return kwargs, asked
+
+
+def with_number(fields: dict, num_visual_tokens: int | list[int]) -> dict:
+    return {**fields, "mm_processor_kwargs": {**fields["mm_processor_kwargs"], NAME: num_visual_tokens}}
+
+
+def check_limit(name: str, value: Any, variable: str, default: int) -> None:
+    """
+    What a request may ask for, since each level is a prompt to read.
+
+    Raises:
+        ValueError: There are more levels or probed tokens than the server's owner allows.
+    """
+    most = int(os.environ.get(variable, default))
+    number = len(value) if isinstance(value, list) else value
+    if isinstance(number, int) and number > most:
+        raise ValueError(f"`{name}` asks for {number}, but this server allows {most} at most (`{variable}`).")
+
+
+def encode(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
