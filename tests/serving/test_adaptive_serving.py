@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.serving import serving_cases
 from tests.serving.conftest import start_process
-from tests.serving.serving_cases import MOSAICS, NEW_TOKENS, QUESTIONS, TINY, chat, start_engine
+from tests.serving.serving_cases import MOSAICS, NEW_TOKENS, QUESTIONS, TINY, Case, chat, start_engine
 from tests.serving.test_openai_server import FLAGS, Server, message
 
 
@@ -138,6 +138,22 @@ def test_text_alone_is_not_probed(client):
     assert (
         client.chat.completions.create(**{**body("auto"), "messages": message("Hello")}).usage.visual_token_level == 0
     )
+
+
+def test_images_carry_numbers_of_their_own(client):
+    """And the one without any has the default, M."""
+    images = MOSAICS[:2]
+    prompt = chat(QUESTIONS[2], *images).prompt.replace("<image>\n", "<image>\n" * 2)
+    with start_process() as process:
+        case = Case(prompt, tuple(images), [4, 16])
+        (answer,) = process.submit(serving_cases.ask_transformers, TINY, [case]).result()
+    messages = message(QUESTIONS[2], *images)
+    messages[0]["content"][0]["num_visual_tokens"] = 4
+    completion = client.chat.completions.create(
+        model="mqt", messages=messages, temperature=0, max_tokens=NEW_TOKENS, extra_body={"return_token_ids": True}
+    )
+    assert completion.prompt_token_ids == answer.prompt_ids
+    assert completion.choices[0].token_ids == answer.ids
 
 
 def test_refusals(server, client, expected):

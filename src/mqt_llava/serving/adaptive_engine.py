@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def generate_adaptively(
     llm: "LLM",
-    prompts: Sequence[str | dict],
+    prompts: Sequence[str | dict] | str | dict,
     sampling_params: "SamplingParams | Sequence[SamplingParams] | None" = None,
     budget: "str | dict | AdaptiveBudget" = "auto",
     **kwargs: Any,
@@ -38,6 +38,7 @@ def generate_adaptively(
     """
     from vllm import SamplingParams
 
+    prompts = [prompts] if isinstance(prompts, (str, Mapping)) else prompts
     resolved, levels = ServedModel.from_config(llm.model_config).resolve(budget)
     probe = SamplingParams(temperature=0, max_tokens=resolved.num_probed_tokens, logprobs=2, detokenize=False)
     chosen = [levels[-1] if has_images(prompt) else 0 for prompt in prompts]

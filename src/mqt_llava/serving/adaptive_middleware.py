@@ -13,7 +13,7 @@ import asyncio
 import json
 from typing import Any
 
-from .adaptive_requests import AdaptiveRequest, encode, parse_request
+from .adaptive_requests import AdaptiveRequest, Limits, encode, parse_request
 from .asgi import (
     App,
     Message,
@@ -51,6 +51,7 @@ class AdaptiveBudgets:
 
     def __init__(self, app: App) -> None:
         self.app = app
+        self.limits = Limits.from_environment()
         self.model: ServedModel | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,15 +61,14 @@ class AdaptiveBudgets:
         body = b"".join(message.get("body", b"") for message in messages)
         state = scope["app"].state
         try:
-            request = parse_request(body, lambda: self.served_model(state), lambda: default_number(state))
+            request = parse_request(body, self.limits, lambda: self.served_model(state), lambda: default_number(state))
         except (TypeError, ValueError) as reason:
             error = {"message": str(reason), "type": "BadRequestError", "param": NAME, "code": 400}
             return await respond(send, 400, encode({"error": error}))
         if request is None:  # as it came
             return await self.app(scope, replay(messages, receive), send)
-        if request.budget is None:
-            assert request.num_visual_tokens is not None
-            return await self.forward(scope, request.body(request.num_visual_tokens), receive, send)
+        if isinstance(request, bytes):
+            return await self.forward(scope, request, receive, send)
         scope = with_rank(scope, request, state.vllm_config.parallel_config)
         listener = asyncio.ensure_future(wait_for_disconnect(receive))
         climb = asyncio.ensure_future(self.climb(scope, request, listener))
@@ -82,12 +82,11 @@ class AdaptiveBudgets:
                 task.cancel()
             await asyncio.gather(climb, listener, return_exceptions=True)
         level, probed, failure = climb.result()
-        if failure is not None:
-            for message in failure:
-                await send(message)
-            return
-        number = level or request.levels[-1]
-        await self.forward(scope, request.body(number), receive, note_level(send, level, probed))
+        for message in failure:
+            await send(message)
+        if not failure:
+            noted = note_level(send, level if request.images else 0, probed)
+            await self.forward(scope, request.body(level), receive, noted)
 
     def served_model(self, state: Any) -> ServedModel:
         if self.model is None:
@@ -96,17 +95,13 @@ class AdaptiveBudgets:
 
     async def climb(
         self, scope: Scope, request: AdaptiveRequest, listener: asyncio.Future
-    ) -> tuple[int, int, list[Message] | None]:
+    ) -> tuple[int, int, list[Message]]:
         """
         Returns:
-            The level that suffices (0 without an image), the tokens of all probes' prompts, and the response of a
-            probe that failed.
+            The level that suffices, the tokens of all probes' prompts, and the response of a probe that failed.
         """
-        assert request.budget is not None
-        if not request.images:
-            return 0, 0, None
         probed = 0
-        for level in request.levels[:-1]:
+        for level in request.probed_levels:
             response = await self.probe(scope, request.probe(level), listener)
             if listener.done() or response[0]["status"] != 200:
                 return level, probed, response
@@ -114,8 +109,8 @@ class AdaptiveBudgets:
             probed += content["usage"]["prompt_tokens"]
             places = content["choices"][0]["logprobs"]["content"]
             if suffices(request.budget, [[top["logprob"] for top in place["top_logprobs"]] for place in places]):
-                return level, probed, None
-        return request.levels[-1], probed, None
+                return level, probed, []
+        return request.highest, probed, []
 
     async def probe(self, scope: Scope, body: bytes, listener: asyncio.Future) -> list[Message]:
         """The response to a body, as ASGI's messages."""

@@ -29,6 +29,7 @@ PROMPT_FIELDS = (
     "truncate_prompt_tokens",
     "truncation_side",
     "media_io_kwargs",
+    "mm_processor_kwargs",
     "cache_salt",
     "priority",
     "user",
@@ -50,35 +51,61 @@ GREEDY = {
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a request may ask for, since each level is a prompt to read. The server's owner sets it."""
+
+    max_levels: int
+    max_probed_tokens: int
+
+    @classmethod
+    def from_environment(cls) -> "Limits":
+        return cls(
+            int(os.environ.get("MQT_LLAVA_MAX_LEVELS", 8)), int(os.environ.get("MQT_LLAVA_MAX_PROBED_TOKENS", 16))
+        )
+
+    def check(self, budget: dict) -> None:
+        """
+        Raises:
+            ValueError: The dict of a budget asks for more. What else is wrong with it is left to [`AdaptiveBudget`].
+        """
+        levels, num_probed_tokens = budget.get("levels"), budget.get("num_probed_tokens")
+        if isinstance(levels, list) and len(levels) > self.max_levels:
+            raise ValueError(f"`levels` has {len(levels)} entries, but this server allows {self.max_levels}.")
+        if isinstance(num_probed_tokens, int) and num_probed_tokens > self.max_probed_tokens:
+            raise ValueError(
+                f"`num_probed_tokens` is {num_probed_tokens}, but this server allows {self.max_probed_tokens}."
+            )
+
+
+@dataclass(frozen=True)
 class AdaptiveRequest:
     """
-    A body whose images get numbers that are not in it as vLLM takes them.
+    A body that leaves the number of visual tokens to the model.
 
     Args:
         fields: The body without its `num_visual_tokens`.
         images: Its content items with an image.
-        num_visual_tokens: One per image, where the items say.
-        budget, levels: What chooses, where the request leaves it to the model.
+        budget: What chooses the number.
+        probed_levels: The levels below the highest; none without an image.
+        highest: The level that is not probed.
     """
 
     fields: dict
     images: list[dict]
-    num_visual_tokens: list[int] | None = None
-    budget: AdaptiveBudget | None = None
-    levels: tuple[int, ...] = ()
+    budget: AdaptiveBudget
+    probed_levels: tuple[int, ...]
+    highest: int
 
-    def body(self, num_visual_tokens: int | list[int]) -> bytes:
+    def body(self, level: int) -> bytes:
         """The client's own request."""
-        return encode(with_number(self.fields, num_visual_tokens))
+        return encode(with_number(self.fields, level))
 
     def probe(self, level: int) -> bytes:
         """Asks for the first greedy tokens and their log-probabilities."""
-        assert self.budget is not None
         fields = {name: self.fields[name] for name in PROMPT_FIELDS if name in self.fields}
         if "tools" in fields:
             fields["tool_choice"] = "none"
-        fields |= GREEDY | {"max_tokens": self.budget.num_probed_tokens}
-        return encode(with_number({**fields, "mm_processor_kwargs": self.fields["mm_processor_kwargs"]}, level))
+        return encode(with_number(fields | GREEDY | {"max_tokens": self.budget.num_probed_tokens}, level))
 
     def rank(self, num_ranks: int) -> int:
         """One of so many copies of the model, the same for the same images."""
@@ -86,15 +113,17 @@ class AdaptiveRequest:
 
 
 def parse_request(
-    body: bytes, get_model: Callable[[], ServedModel], get_default: Callable[[], int]
-) -> AdaptiveRequest | None:
+    body: bytes, limits: Limits, get_model: Callable[[], ServedModel], get_default: Callable[[], int]
+) -> AdaptiveRequest | bytes | None:
     """
     Args:
+        limits: Of a budget that the body spells out.
         get_model: The model that answers.
         get_default: The number of visual tokens of images for which a request says nothing.
 
     Returns:
-        `None` where vLLM can read the body as it is, or refuses it by itself.
+        A body with one list of numbers, where its images have their own; `None` where vLLM can read it as it is, or
+        refuses it by itself.
 
     Raises:
         TypeError, ValueError: A number or a budget is none; the message names the field.
@@ -121,14 +150,13 @@ def parse_request(
         for index, image in enumerate(images):
             if NAME in image:
                 (numbers[index],) = check_num_visual_tokens(image.pop(NAME), most, name=f"{NAME} of image {index}")
-        return AdaptiveRequest(fields, images, num_visual_tokens=numbers)
+        return encode(with_number(fields, numbers))
     if not is_budget(asked):
         return None
     if isinstance(asked, dict):
-        check_limit("levels", asked.get("levels"), "MQT_LLAVA_MAX_LEVELS", 8)
-        check_limit("num_probed_tokens", asked.get("num_probed_tokens"), "MQT_LLAVA_MAX_PROBED_TOKENS", 16)
-    budget, levels = get_model().resolve(asked)
-    return AdaptiveRequest(fields, images, budget=budget, levels=tuple(levels))
+        limits.check(asked)
+    budget, (*probed_levels, highest) = get_model().resolve(asked)
+    return AdaptiveRequest(fields, images, budget, tuple(probed_levels) if images else (), highest)
 
 
 def find_images(messages: Any) -> list[dict]:
@@ -160,19 +188,6 @@ def split_number(kwargs: dict) -> tuple[dict, Any]:
 
 def with_number(fields: dict, num_visual_tokens: int | list[int]) -> dict:
     return {**fields, "mm_processor_kwargs": {**fields["mm_processor_kwargs"], NAME: num_visual_tokens}}
-
-
-def check_limit(name: str, value: Any, variable: str, default: int) -> None:
-    """
-    What a request may ask for, since each level is a prompt to read.
-
-    Raises:
-        ValueError: There are more levels or probed tokens than the server's owner allows.
-    """
-    most = int(os.environ.get(variable, default))
-    number = len(value) if isinstance(value, list) else value
-    if isinstance(number, int) and number > most:
-        raise ValueError(f"`{name}` asks for {number}, but this server allows {most} at most (`{variable}`).")
 
 
 def encode(value: Any) -> bytes:
