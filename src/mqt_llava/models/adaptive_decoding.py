@@ -73,6 +73,18 @@ class AdaptiveBudget:
         """As a `GenerationConfig` holds it, in `num_visual_tokens` or, for "auto", in `adaptive_budget`."""
         return asdict(self)
 
+    def is_confident(self, confidence: Any, margin: Any) -> Any:
+        """
+        Whether a level suffices, by the least probability of the tokens that were looked at and their least lead.
+
+        Args:
+            confidence, margin: Numbers in 0..1, or tensors of one shape.
+
+        Returns:
+            A boolean, or a tensor of these.
+        """
+        return (confidence >= self.confidence) & (margin >= self.margin)
+
     def levels_for(self, max_visual_tokens: int) -> list[int]:
         """The levels, checked against M."""
         if self.levels is None:
@@ -218,7 +230,7 @@ def climb(
             stops, num_probed = [True] * len(active), 0
         else:
             confidence, margin, num_probed = probe_answer(model, logits, mask, cache, budget, eos_token_ids)
-            stops = (confidence >= budget.confidence) & (margin >= budget.margin)
+            stops = budget.is_confident(confidence, margin)
             for prompt, value in zip(active, confidence.tolist()):
                 if prompt.images:
                     prompt.confidence.append(value)

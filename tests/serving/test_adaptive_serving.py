@@ -1,0 +1,199 @@
+"""Adaptive budgets in vLLM's server and engine against transformers' `generate`."""
+
+import asyncio
+import json
+import socket
+import time
+from itertools import product
+
+import pytest
+from PIL import Image
+
+from tests.serving import serving_cases
+from tests.serving.conftest import start_process
+from tests.serving.serving_cases import MOSAICS, NEW_TOKENS, QUESTIONS, TINY, Case, chat, start_engine
+from tests.serving.test_openai_server import FLAGS, Server, message
+
+
+pytestmark = pytest.mark.vllm
+MIDDLEWARE = ["--middleware", "mqt_llava.serving.adaptive_middleware.AdaptiveBudgets", "--api-key", "secret"]
+BUDGETS = ["auto", {"levels": [1, 4, 16], "confidence": 0.85, "num_probed_tokens": 3}]
+PAIRS = list(product(MOSAICS, QUESTIONS))
+
+
+def ask_transformers(budgets: list) -> list[list[tuple[int, list[int], str]]]:
+    """Level, tokens and text of each answer, by budget."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    import mqt_llava
+
+    torch.set_num_threads(1)
+    model = AutoModelForImageTextToText.from_pretrained(TINY, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(TINY)
+
+    def answer(budget, image, question) -> tuple[int, list[int], str]:
+        inputs = processor(images=Image.open(image), text=chat(question, image).prompt, return_tensors="pt")
+        budget = budget if isinstance(budget, str) else mqt_llava.AdaptiveBudget(**budget)
+        output = model.generate(
+            **inputs,
+            num_visual_tokens=budget,
+            do_sample=False,
+            max_new_tokens=NEW_TOKENS,
+            return_dict_in_generate=True,
+        )
+        ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        return int(output.visual_token_level), ids, processor.decode(ids, skip_special_tokens=True)
+
+    return [[answer(budget, *pair) for pair in PAIRS] for budget in budgets]
+
+
+def ask_engine(budget) -> list[tuple[int, list[int]]]:
+    """The same of `vllm.LLM`, and at last a prompt without an image."""
+    from vllm import SamplingParams
+
+    from mqt_llava.serving.adaptive_engine import generate_adaptively
+
+    prompts = [
+        {"prompt": chat(question, image).prompt, "multi_modal_data": {"image": Image.open(image)}}
+        for image, question in PAIRS
+    ]
+    params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS)
+    llm = serving_cases.ENGINE.llm
+    outputs, levels = generate_adaptively(llm, [*prompts, "USER: Hello ASSISTANT:"], params, budget, use_tqdm=False)
+    return [(level, list(output.outputs[0].token_ids)) for level, output in zip(levels, outputs)]
+
+
+@pytest.fixture(scope="module")
+def expected():
+    with start_process() as process:
+        return process.submit(ask_transformers, BUDGETS).result()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with Server(TINY, tmp_path_factory.mktemp("server") / "log.txt", *FLAGS, *MIDDLEWARE) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server):
+    import openai
+
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret", max_retries=0)
+
+
+def body(number, *pair, **fields) -> dict:
+    image, question = pair or PAIRS[0]
+    extra_body = {"mm_processor_kwargs": {"num_visual_tokens": number}, "return_token_ids": True}
+    fields = {"temperature": 0, "max_tokens": NEW_TOKENS, "extra_body": extra_body, **fields}
+    return {"model": "mqt", "messages": message(question, image), **fields}
+
+
+def test_levels_differ(expected):
+    levels = [{level for level, *_ in answers} for answers in expected]
+    assert levels[0] | levels[1] == {1, 4, 16} and all(len(some) > 1 for some in levels)
+
+
+def test_64_at_once_streamed_and_not(server, expected):
+    import openai
+
+    async def ask(client, budget, pair, stream):
+        raw = await client.chat.completions.with_raw_response.create(**body(budget, *pair, stream=stream))
+        level, answer = int(raw.headers["x-visual-token-level"]), raw.parse()
+        if not stream:
+            assert answer.usage.visual_token_level == level and answer.usage.probed_prompt_tokens > 0
+            return level, answer.choices[0].token_ids, answer.choices[0].message.content.strip()
+        ids, text = [], ""
+        async for chunk in answer:
+            ids += getattr(chunk.choices[0], "token_ids", None) or []  # the first chunk has the role alone
+            text += chunk.choices[0].delta.content or ""
+        return level, ids, text.strip()
+
+    async def all_at_once():
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="secret", max_retries=0) as client:
+            return await asyncio.gather(*(ask(client, *case) for case in product(BUDGETS, PAIRS, [False, True])))
+
+    answers = asyncio.run(all_at_once())
+    assert len(answers) == 64
+    assert answers == [answer for answers in expected for answer in answers for _ in range(2)]
+
+
+def test_sampling_is_no_part_of_a_probe(client, expected):
+    """A probe sees none of what changes the answer's tokens."""
+    fields = {"temperature": 2, "seed": 1, "n": 2, "presence_penalty": 2, "logit_bias": {"5": 100}, "stop": ["a", "e"]}
+    for index in (0, 5, 10, 15):
+        raw = client.chat.completions.with_raw_response.create(**body("auto", *PAIRS[index], **fields))
+        assert int(raw.headers["x-visual-token-level"]) == expected[0][index][0]
+        assert len(raw.parse().choices) == 2
+
+
+def test_text_alone_is_not_probed(client):
+    extra_body = {"mm_processor_kwargs": {"num_visual_tokens": "auto"}}
+    plain = client.completions.create(model="mqt", prompt="USER: Hello ASSISTANT:", temperature=0, max_tokens=4)
+    asked = client.completions.with_raw_response.create(
+        model="mqt", prompt="USER: Hello ASSISTANT:", temperature=0, max_tokens=4, extra_body=extra_body
+    )
+    assert asked.headers["x-visual-token-level"] == "0" and asked.parse().choices[0].text == plain.choices[0].text
+    assert (
+        client.chat.completions.create(**{**body("auto"), "messages": message("Hello")}).usage.visual_token_level == 0
+    )
+
+
+def test_images_carry_numbers_of_their_own(client):
+    """And the one without any has the default, M."""
+    images = MOSAICS[:2]
+    prompt = chat(QUESTIONS[2], *images).prompt.replace("<image>\n", "<image>\n" * 2)
+    with start_process() as process:
+        case = Case(prompt, tuple(images), [4, 16])
+        (answer,) = process.submit(serving_cases.ask_transformers, TINY, [case]).result()
+    messages = message(QUESTIONS[2], *images)
+    messages[0]["content"][0]["num_visual_tokens"] = 4
+    completion = client.chat.completions.create(
+        model="mqt", messages=messages, temperature=0, max_tokens=NEW_TOKENS, extra_body={"return_token_ids": True}
+    )
+    assert completion.prompt_token_ids == answer.prompt_ids
+    assert completion.choices[0].token_ids == answer.ids
+
+
+def test_refusals(server, client, expected):
+    """Of the middleware, and of vLLM as an answer to a probe."""
+    import openai
+
+    with pytest.raises(openai.BadRequestError, match="`levels` is .1, 17., but must be in 1..16"):
+        client.chat.completions.create(**body({"levels": [1, 17]}))
+    extra_body = {"mm_processor_kwargs": {"num_visual_tokens": "auto", "do_resize": False}}
+    with pytest.raises(openai.BadRequestError, match="has 'do_resize', but only"):
+        client.chat.completions.create(**body("auto", extra_body=extra_body))
+    with pytest.raises(openai.NotFoundError, match="another"):
+        client.chat.completions.create(**{**body("auto"), "model": "another"})
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0).chat.completions.create(**body("auto"))
+    assert client.chat.completions.create(**body("auto")).choices[0].token_ids == expected[0][0][1]
+
+
+def test_clients_that_hang_up_while_probing(server, client, expected):
+    fields = body({"levels": list(range(1, 9)), "confidence": 1.0, "num_probed_tokens": 16})
+    content = json.dumps({**fields, **fields.pop("extra_body")}).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    for delay in (0, 0.01, 0.02, 0.05, 0.1, 0.2) * 4:
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(head.encode() + content)
+            time.sleep(delay)
+    deadline = time.monotonic() + 120
+    while server.requests("running") + server.requests("waiting"):
+        assert time.monotonic() < deadline, "requests of clients that are gone still run"
+        time.sleep(0.1)
+    assert client.chat.completions.create(**body("auto")).choices[0].token_ids == expected[0][0][1]
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_the_engine_climbs_in_batches(expected):
+    with start_process(initializer=start_engine, initargs=(TINY, {})) as process:
+        for budget, answers in zip(BUDGETS, expected):
+            *ours, (level, ids) = process.submit(ask_engine, budget).result()
+            assert ours == [(level, ids) for level, ids, _ in answers]
+            assert level == 0 and ids
+        with pytest.raises(ValueError, match="but must be in 1..16"):
+            process.submit(ask_engine, {"levels": [17]}).result()
