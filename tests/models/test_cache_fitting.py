@@ -84,6 +84,13 @@ def test_embeddings_beside_a_cache_that_ends_around_an_image(tiny_model, num_cac
         assert tiny_model.generate(**call)[0, -NEW:].tolist() == expected
 
 
+def test_processors_of_logits_see_the_whole_prompt(tiny_model, first):
+    cache, chats = first
+    inputs, seen = batch(chats, COUNTS), []
+    ask(tiny_model, inputs, past_key_values=cache, logits_processor=[lambda ids, logits: seen.append(ids) or logits])
+    assert torch.equal(seen[0], inputs["input_ids"])
+
+
 def test_a_further_image(tiny_model, first):
     cache, (chat,) = first
     chat.pieces += ["c", 43]
