@@ -210,12 +210,7 @@ def test_a_longer_question_costs_a_pass_and_nothing_else():
         (TINY, {"num_visual_tokens": [4, 4], "num_images": 3}, ValueError, "2 entries for 3 images"),
         (TINY, {"num_visual_tokens": "4"}, TypeError, "`num_visual_tokens` is '4'"),
         (LlavaConfig(), {"num_visual_tokens": 64}, ValueError, f"LLaVA's {FIXED}"),
-        (
-            QUECC,
-            {**ASKED, "num_visual_tokens": 16},
-            ValueError,
-            f"QueCC-LLaVA's {FIXED}",
-        ),
+        (QUECC, {**ASKED, "num_visual_tokens": 16}, ValueError, f"QueCC-LLaVA's {FIXED}"),
         (QUECC, {}, ValueError, "`query_tokens` is missing: QueCC-LLaVA"),
         (QUECC, {"query_tokens": 0}, ValueError, "`query_tokens` is 0, but must be at least 1"),
         (QUECC, {"query_tokens": 2.0}, TypeError, "`query_tokens` is 2.0, but must be an integer"),
