@@ -1,21 +1,21 @@
 """The benchmarks, with as few rounds as it takes: what all of them write, and what each counts."""
 
-import importlib
 import json
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
+from types import ModuleType
 
 import pytest
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
 from mqt_llava.planning import request_cost
+from tests.builders.paths import REPOSITORY
+from tests.builders.scripts import load_script
 
 
-REPOSITORY = Path(__file__).parents[2]
 BENCHMARKS = REPOSITORY / "benchmarks"
 ARGUMENTS = {
     "training_step": "--size tiny --draws 2",
@@ -25,6 +25,14 @@ ARGUMENTS = {
     "cpu_settings": "--size small",
 }
 KERNEL_SIZES = {36: 4, 16: 6, 4: 12, 1: 24}
+# The closed form of the small models' FLOPs.
+PATCHES, VISION_WIDTH, WIDTH, MLP_WIDTH, VOCABULARY = 576, 128, 256, 688, 1024
+PATCH_EMBEDDING = 2 * PATCHES * 3 * 14**2 * VISION_WIDTH
+VISION_LAYER = 2 * (PATCHES + 1) * (4 + 8) * VISION_WIDTH**2 + 4 * (PATCHES + 1) ** 2 * VISION_WIDTH
+
+
+def decoder_linear(tokens: int) -> int:
+    return 4 * 2 * tokens * (4 * WIDTH**2 + 3 * WIDTH * MLP_WIDTH)
 
 
 @dataclass
@@ -51,10 +59,8 @@ def run(tmp_path_factory):
     return run
 
 
-@pytest.fixture
-def load(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module
+def load(name: str) -> ModuleType:
+    return load_script(f"benchmarks/{name}.py")
 
 
 def parts_of(figures) -> list[dict]:
@@ -68,23 +74,17 @@ def parts_of(figures) -> list[dict]:
 )
 def test_a_result_says_where_it_comes_from_and_what_was_compared(run, name):
     one = run(name)
-    assert {"cpu", "gpu", "size", "seed", "torch", "transformers", "load_average_before", "load_average_after"} <= set(
-        one.figures
-    )
+    origin = {"cpu", "gpu", "size", "seed", "torch", "transformers", "load_average_before", "load_average_after"}
+    assert origin <= set(one.figures)
     assert (one.figures["threads"], one.figures["rounds"]) == (1, 2)
     lines = one.markdown.splitlines()
     assert len(lines) > 2 and set(lines) <= set(one.printed.splitlines()) | {""}
     timed = [part for part in parts_of(one.figures) if isinstance(part.get("seconds"), list)]
     for part in timed:
-        assert len(part["seconds"]) in (2, 4) and part.get("median", median(part["seconds"])) == median(
-            part["seconds"]
-        )
-    compared = [
-        (key, value, part[f"{key}_by_round"])
-        for part in parts_of(one.figures)
-        for key, value in part.items()
-        if f"{key}_by_round" in part
-    ]
+        middle = median(part["seconds"])
+        assert len(part["seconds"]) in (2, 4) and part.get("median", middle) == middle
+    ratios = [(key, value, part) for part in parts_of(one.figures) for key, value in part.items()]
+    compared = [(key, value, part[f"{key}_by_round"]) for key, value, part in ratios if f"{key}_by_round" in part]
     assert compared or name == "training_step"
     for key, value, (least, greatest) in compared:
         assert least <= value * (1 + 1e-9) and value <= greatest * (1 + 1e-9), key
@@ -93,8 +93,8 @@ def test_a_result_says_where_it_comes_from_and_what_was_compared(run, name):
 
 @pytest.mark.parametrize("name", ["serving", "serving_backends", "convert_7b"])
 def test_help_needs_no_torch(name):
-    code = "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], "
-    code += "run_name='__main__')"
+    code = "import runpy, sys; sys.modules['torch'] = None; del sys.argv[0]; "
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", code, str(BENCHMARKS / f"{name}.py"), "--help"]
     environment = {"PYTHONPATH": str(BENCHMARKS)}
     printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
@@ -111,7 +111,7 @@ def test_help_needs_no_torch(name):
         ("resampler_attention", "benchmarks/results/resampler_attention.md"),
     ],
 )
-def test_tables_are_what_was_measured(load, name, page):
+def test_tables_are_what_was_measured(name, page):
     figures = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text())
     assert load(name).report(figures["rows"]) in (REPOSITORY / page).read_text()
 
@@ -119,29 +119,26 @@ def test_tables_are_what_was_measured(load, name, page):
 # The harness
 
 
-def test_a_ratio_is_that_of_the_medians_beside_those_of_the_rounds(load):
+def test_a_ratio_is_that_of_the_medians_beside_those_of_the_rounds():
     harness = load("harness")
     row = harness.compare("ratio", [1.0, 2.0, 9.0], [4.0, 1.0, 3.0])
     assert row == {"ratio": 2 / 3, "ratio_by_round": [0.25, 3.0]}
     assert harness.spread(row, "ratio", 2) == "0.67 (0.25 to 3.00)"
 
 
-def test_every_call_has_its_turn_in_each_round(load):
+def test_every_call_has_its_turn_in_each_round():
     class Reversed:
         def sample(self, names, number):
             return names[::-1][:number]
 
     calls = []
     functions = {name: lambda name=name: calls.append(name) or f"{name}{len(calls)}" for name in "abc"}
-    assert load("harness").take_turns(functions, 2, Reversed()) == {
-        "a": ["a3", "a6"],
-        "b": ["b2", "b5"],
-        "c": ["c1", "c4"],
-    }
+    turns = {"a": ["a3", "a6"], "b": ["b2", "b5"], "c": ["c1", "c4"]}
+    assert load("harness").take_turns(functions, 2, Reversed()) == turns
 
 
 @pytest.mark.parametrize("rounds", ["0", "-1", "1.5", "many"])
-def test_rounds_are_counted(load, rounds, capsys):
+def test_rounds_are_counted(rounds, capsys):
     parser = load("harness").command_line("what it does", rounds={"default": 3})
     assert parser.parse_args([]).rounds == 3
     with pytest.raises(SystemExit):
@@ -171,14 +168,12 @@ def test_training_takes_less_with_fewer_tokens(run):
 
 def test_training_flops_are_those_of_the_closed_form(run):
     """Nothing goes uncounted: attention neither, nor the backward pass, in stage 1 without the decoder's weights."""
-    batch_size, tokens, patches, vision_width, width, mlp_width, vocabulary = 2, 576 + 64, 576, 128, 256, 688, 1024
-    positions = patches + 1
-    vision_layer = 2 * positions * (4 + 8) * vision_width**2 + 4 * positions**2 * vision_width
-    vision = 2 * patches * 3 * 14**2 * vision_width + 4 * vision_layer
-    linear = 4 * 2 * tokens * (4 * width**2 + 3 * width * mlp_width) + 2 * tokens * width * vocabulary
-    attention = 4 * 4 * tokens**2 * width
+    batch_size, tokens = 2, PATCHES + 64
+    vision = PATCH_EMBEDDING + 4 * VISION_LAYER
+    linear = decoder_linear(tokens) + 2 * tokens * WIDTH * VOCABULARY
+    attention = 4 * 4 * tokens**2 * WIDTH
     # The first matrix of the projector has no use for the gradient of its input.
-    projector = 2 * patches * (2 * vision_width * width + 3 * width**2)
+    projector = 2 * PATCHES * (2 * VISION_WIDTH * WIDTH + 3 * WIDTH**2)
     for stage, passes in (("1", 2), ("2", 3)):
         expected = batch_size * (vision + passes * linear + 3.5 * attention + projector)
         assert run("training_step").figures["stages"][stage]["uniform"]["llava"]["flops"] == expected
@@ -186,22 +181,17 @@ def test_training_flops_are_those_of_the_closed_form(run):
 
 def test_first_token_flops_are_those_of_the_closed_form(run):
     """Nothing goes uncounted on either side, and the promise is no smaller for work that MQT-LLaVA need not do."""
-    patches, vision_width, width, mlp_width, vocabulary = 576, 128, 256, 688, 1024
-    positions = patches + 1
-    patch_embedding = 2 * patches * 3 * 14**2 * vision_width
-    vision_layer = 2 * positions * (4 + 8) * vision_width**2 + 4 * positions**2 * vision_width
-    whole_tower = patch_embedding + 4 * vision_layer
-    projector = 2 * patches * (vision_width * width + width**2)
+    whole_tower = PATCH_EMBEDDING + 4 * VISION_LAYER
+    projector = 2 * PATCHES * (VISION_WIDTH * WIDTH + WIDTH**2)
 
     def prefill(tokens):
-        linear = 4 * 2 * tokens * (4 * width**2 + 3 * width * mlp_width)
-        return linear + 4 * 4 * tokens**2 * width + 2 * width * vocabulary
+        return decoder_linear(tokens) + 4 * 4 * tokens**2 * WIDTH + 2 * WIDTH * VOCABULARY
 
     def image_path(batch, m):
-        shared = 2 * (m + patches) * vision_width**2 + 2 * m * patches * vision_width
-        each = 2 * patches * vision_width**2 + 2 * m * patches * vision_width
-        each += 2 * m * vision_width * (vision_width + width)
-        return shared + batch * (patch_embedding + 3 * vision_layer + each)
+        shared = 2 * (m + PATCHES) * VISION_WIDTH**2 + 2 * m * PATCHES * VISION_WIDTH
+        each = 2 * PATCHES * VISION_WIDTH**2 + 2 * m * PATCHES * VISION_WIDTH
+        each += 2 * m * VISION_WIDTH * (VISION_WIDTH + WIDTH)
+        return shared + batch * (PATCH_EMBEDDING + 3 * VISION_LAYER + each)
 
     figures = run("first_token").figures
     assert figures["dtype"] == "torch.float32" and set(figures["matrix_product_seconds"]) > {"torch.float32"}

@@ -18,15 +18,18 @@ from tests.builders.scripts import load_script
 from tests.builders.versions import needs_tracing
 
 
-BENCHMARKS = REPOSITORY / "benchmarks"
+gpu = load_script("benchmarks/gpu.py")
+gpu_cases = load_script("benchmarks/gpu_cases.py")
+gpu_report = load_script("benchmarks/gpu_report.py")
+roofline = load_script("benchmarks/roofline.py")
 BATCHES = (1, 2)  # of the rehearsal
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 
 def rehearse(output, *arguments: str) -> tuple[dict, str]:
     """The figures that the benchmark writes, and the Markdown beside them."""
-    command = [sys.executable, BENCHMARKS / "gpu.py", "--size", "small", "--device", "cpu", "--output", output]
-    subprocess.run([*command, *arguments], check=True, capture_output=True, text=True)
+    command = [sys.executable, REPOSITORY / "benchmarks/gpu.py", "--size", "small", "--device", "cpu"]
+    subprocess.run([*command, "--output", output, *arguments], check=True, capture_output=True, text=True)
     return json.loads((output / "gpu.json").read_text()), (output / "gpu.md").read_text()
 
 
@@ -35,10 +38,9 @@ def run(tmp_path_factory):
     return rehearse(tmp_path_factory.mktemp("gpu"))
 
 
-@pytest.fixture(scope="module")
-def modules():
-    """The benchmark's own modules."""
-    return {name: load_script(f"benchmarks/{name}.py") for name in ("gpu", "gpu_cases", "gpu_report", "roofline")}
+@pytest.fixture
+def size(run):
+    return run[0]["sizes"]["small"]
 
 
 def expected_cases() -> set[tuple]:
@@ -58,10 +60,9 @@ def left_out(figures: dict) -> dict[tuple, str]:
 
 
 @needs_tracing
-def test_every_case_is_measured_or_has_its_reason(run):
+def test_every_case_is_measured_or_has_its_reason(run, size):
     figures, markdown = run
     assert {"cpu", "gpu", "load_average_before", "load_average_after", "torch", "transformers", "seed"} <= set(figures)
-    size = figures["sizes"]["small"]
     keys = ("section", "batch", "attention", "compiled", "m")
     measured = {tuple(row[key] for key in keys) for row in size["rows"]}
     skipped = left_out(figures)
@@ -80,8 +81,8 @@ def test_every_case_is_measured_or_has_its_reason(run):
     assert all(target["target"] in markdown and target["result"] in markdown for target in size["targets"])
 
 
-def test_answers_have_a_first_token_and_further_ones(run):
-    rows = [row for row in run[0]["sizes"]["small"]["rows"] if row["section"] == "generate"]
+def test_answers_have_a_first_token_and_further_ones(size):
+    rows = [row for row in size["rows"] if row["section"] == "generate"]
     for first, further, whole in zip(rows[::3], rows[1::3], rows[2::3]):
         assert [row["metric"] for row in (first, further, whole)] == ["first_token", "per_token", "generate"]
         for model in ("mqt", "llava"):
@@ -89,8 +90,7 @@ def test_answers_have_a_first_token_and_further_ones(run):
                 assert 0 < seconds[0] < seconds[2] and 0 < seconds[1] < seconds[2]
 
 
-def test_ratios_are_those_of_the_medians(run):
-    size = run[0]["sizes"]["small"]
+def test_ratios_are_those_of_the_medians(size):
     for row in size["rows"]:
         mqt, llava = row["mqt"], row["llava"]
         for model in (mqt, llava):
@@ -102,8 +102,7 @@ def test_ratios_are_those_of_the_medians(run):
         assert row["time_ratio_by_round"] == pytest.approx([min(rounds), max(rounds)])
 
 
-def test_rooflines_follow_from_the_measured_rates(run):
-    size = run[0]["sizes"]["small"]
+def test_rooflines_follow_from_the_measured_rates(size):
     rooflines = {}
     for row in size["rows"]:
         for model in ("mqt", "llava"):
@@ -124,39 +123,35 @@ def test_rooflines_follow_from_the_measured_rates(run):
 
 
 @needs_tracing
-def test_compiled_is_what_was_compiled(run):
-    for row in run[0]["sizes"]["small"]["rows"]:
+def test_compiled_is_what_was_compiled(size):
+    for row in size["rows"]:
         for model in (row["mqt"], row["llava"]):
             assert (model["graphs"] > 0) == row["compiled"] and model["graph_breaks"] == 0
 
 
 @pytest.fixture(scope="module")
-def models(modules):
+def models():
     torch.manual_seed(0)
-    models = modules["gpu_cases"].Models(modules["gpu_cases"].SCALES["small"], "cpu")
+    models = gpu_cases.Models(gpu_cases.SCALES["small"], "cpu")
     models.set_attention("eager")
     return models
 
 
-def work(modules, models, contender, batch: int) -> dict:
-    scale = models.scale
-    return modules["roofline"].work_by_metric(
-        models.of(contender).config, None if contender == "llava" else contender, batch, 64, scale.new_tokens,
-        scale.shapes.dtype,
-    )  # fmt: skip
+def work(models, contender, batch: int) -> dict:
+    m, scale = None if contender == "llava" else contender, models.scale
+    config = models.of(contender).config
+    return roofline.work_by_metric(config, m, batch, 64, scale.new_tokens, scale.shapes.dtype)
 
 
 @pytest.mark.parametrize("contender", [1, 16, 256, "llava"])
-def test_flops_are_those_that_are_counted(modules, models, contender):
-    gpu_cases = modules["gpu_cases"]
-
+def test_flops_are_those_that_are_counted(models, contender):
     def count(function) -> int:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             function()
         return counter.get_total_flops()
 
     for batch in BATCHES:
-        parts = work(modules, models, contender, batch)
+        parts = work(models, contender, batch)
         for section in ("image_path", "prefill", "first_token"):
             case = gpu_cases.Case(section, batch, "eager", False, ())
             counted = count(gpu_cases.CALLS[section](models, case, contender, "cpu"))
@@ -169,15 +164,13 @@ def test_flops_are_those_that_are_counted(modules, models, contender):
 
 
 @pytest.mark.parametrize("contender", [16, "llava"])
-def test_bytes_are_those_of_weights_and_cache(modules, models, contender):
+def test_bytes_are_those_of_weights_and_cache(models, contender):
     model, batch = models.of(contender), 2
-    parts = work(modules, models, contender, batch)
+    parts = work(models, contender, batch)
     ids = models.prompt(contender, batch)
-    encoded = modules["gpu_cases"].read_prompt(
-        models, modules["gpu_cases"].Case("prefill", batch, "eager", False, ()), contender, "cpu"
-    )
+    case = gpu_cases.Case("prefill", batch, "eager", False, ())
     with torch.no_grad():
-        cache = encoded().past_key_values
+        cache = gpu_cases.read_prompt(models, case, contender, "cpu")().past_key_values
     kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     decoder = [*model.model.language_model.layers.parameters(), *model.model.language_model.norm.parameters()]
     read = sum(parameter.nbytes for parameter in decoder) + model.lm_head.weight.nbytes
@@ -190,15 +183,14 @@ def test_bytes_are_those_of_weights_and_cache(modules, models, contender):
     assert parts["image_path"][0].bytes == sum(tensor.nbytes for tensor in image_path)
 
 
-def test_a_copy_moves_its_size_twice(modules, monkeypatch):
-    roofline = modules["roofline"]
+def test_a_copy_moves_its_size_twice(monkeypatch):
     monkeypatch.setattr(roofline, "least_seconds", lambda function, device: 0.5)
     rates = roofline.measure_rates("cpu", torch.float32, (8, 16), 4096)
     assert (rates.flops, rates.bytes) == (2 * 16**3 / 0.5, 2 * 4096 / 0.5)
 
 
 @pytest.mark.parametrize(("factor", "result"), [(0.99, "met"), (1.01, "missed")])
-def test_targets_are_met_or_missed(modules, factor, result):
+def test_targets_are_met_or_missed(factor, result):
     """Measured values on either side of each limit, in the kind of attention where the baseline is fastest."""
 
     def row(section, metric, batch, compiled, m, median, llava, over_roofline, attention):
@@ -218,11 +210,9 @@ def test_targets_are_met_or_missed(modules, factor, result):
         row("generate", "per_token", 1, True, 16, 2.3 * factor, 2.0, 5.0, "sdpa"),
         row("generate", "per_token", 1, False, 16, 0.1, 2.0, 5.0, "sdpa"),
     ]
-    evaluate = modules["gpu_report"].evaluate_targets
-    targets = evaluate({"rows": rows, "weight_read_seconds": 2.0}, 8)
-    assert [target["result"] for target in targets] == [result] * 3
-    targets = evaluate({"rows": [], "weight_read_seconds": 2.0}, 8)
-    assert [target["result"] for target in targets] == ["not measured"] * 3
+    for measured, expected in ((rows, result), ([], "not measured")):
+        targets = gpu_report.evaluate_targets({"rows": measured, "weight_read_seconds": 2.0}, 8)
+        assert [target["result"] for target in targets] == [expected] * 3
 
 
 class Event:
@@ -238,8 +228,7 @@ class Event:
         return 1000 * (other.time - self.time)
 
 
-def test_on_a_gpu_events_tell_the_time_and_peaks_are_those_of_one_model(modules, models, monkeypatch):
-    gpu, gpu_cases = modules["gpu"], modules["gpu_cases"]
+def test_on_a_gpu_events_tell_the_time_and_peaks_are_those_of_one_model(models, monkeypatch):
     calls = []
     taken = iter([7, 5, 3, 2, 4, 1])  # by the warm-up of each model, by its rounds
     for name, stand_in in {
@@ -255,7 +244,7 @@ def test_on_a_gpu_events_tell_the_time_and_peaks_are_those_of_one_model(modules,
     figures = gpu_cases.measure(models, case, 2, random.Random(0))
     # One warm-up and two rounds of both: the device is waited for before the peak is reset, and before time is read.
     assert calls == ["synchronize", "reset", "synchronize"] * 6
-    rows = gpu.summarise(models, case, figures, modules["roofline"].Rates(1e9, 1e9))
+    rows = gpu.summarise(models, case, figures, roofline.Rates(1e9, 1e9))
     for row, name, most in ((rows[0], "mqt", 7), (rows[0], "llava", 5)):
         weights = sum(parameter.nbytes for parameter in getattr(models, name).parameters())
         assert row[name]["peak_bytes"] == weights + most
@@ -263,40 +252,35 @@ def test_on_a_gpu_events_tell_the_time_and_peaks_are_those_of_one_model(modules,
         assert 0 < row["mqt"]["median"] < 10
     assert rows[0]["mqt"]["median"] + rows[1]["mqt"]["median"] < rows[2]["mqt"]["median"]
     peaks = f"{rows[0]['mqt']['peak_bytes'] / 1e9:.1f} / {rows[0]['llava']['peak_bytes'] / 1e9:.1f}"
-    assert modules["gpu_report"].row_line(rows[0]).endswith(f"| {peaks}")
+    assert gpu_report.row_line(rows[0]).endswith(f"| {peaks}")
 
 
-def test_what_goes_wrong_in_one_case_leaves_the_others(modules, tmp_path, monkeypatch):
-    gpu, gpu_cases = modules["gpu"], modules["gpu_cases"]
+def fail_at_two(monkeypatch, error: BaseException) -> None:
+    """Only the case with that batch size."""
 
     def measure(models, case, rounds, rng):
         if case.batch == 2:
-            raise torch.OutOfMemoryError("no memory left")
+            raise error
         return gpu_cases.measure(models, case, rounds, rng)
 
     monkeypatch.setattr(gpu, "measure", measure)
+
+
+def test_what_goes_wrong_in_one_case_leaves_the_others(tmp_path, monkeypatch):
+    fail_at_two(monkeypatch, torch.OutOfMemoryError("no memory left"))
     cases = [gpu_cases.Case("prefill", batch, "sdpa", False, (16,)) for batch in (2, 1)]
     entries = {case: {"size": "small", **vars(case), "reason": gpu.NOT_REACHED} for case in cases}
-    result = {
-        **gpu.begin(Namespace(device="cpu")), "cuda": None, "sizes": {"small": {"rows": []}},
-        "skipped": list(entries.values()),
-    }  # fmt: skip
+    result = gpu.begin(Namespace(device="cpu")) | {"cuda": None, "sizes": {"small": {"rows": []}}}
+    result["skipped"] = list(entries.values())
     gpu.Run(result, "cpu", 1, tmp_path).measure_size("small", entries, deadline=float("inf"))
     written = json.loads((tmp_path / "gpu.json").read_text())
     assert [(row["batch"], row["m"]) for row in written["sizes"]["small"]["rows"]] == [(1, 16)]
     assert left_out(written) == {("prefill", 2, "sdpa", False, 16): "OutOfMemoryError: no memory left"}
 
 
-def test_a_run_that_is_cut_short_leaves_what_it_has(modules, tmp_path, monkeypatch):
+def test_a_run_that_is_cut_short_leaves_what_it_has(tmp_path, monkeypatch):
     """Killed in the second case: the first is on disk, and what was not reached is named."""
-    gpu, gpu_cases = modules["gpu"], modules["gpu_cases"]
-
-    def measure(models, case, rounds, rng):
-        if case.batch == 2:
-            raise KeyboardInterrupt
-        return gpu_cases.measure(models, case, rounds, rng)
-
-    monkeypatch.setattr(gpu, "measure", measure)
+    fail_at_two(monkeypatch, KeyboardInterrupt())
     arguments = ["gpu.py", "--size", "small", "--device", "cpu", "--sections", "image_path", "--rounds", "1"]
     monkeypatch.setattr(sys, "argv", [*arguments, "--output", str(tmp_path)])
     cases = [gpu_cases.Case("image_path", batch, "sdpa", False, (16,)) for batch in (1, 2)]

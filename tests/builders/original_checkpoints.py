@@ -66,6 +66,11 @@ class Original:
         """Puts anything into a file."""
         (self.folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
 
+    def edit(self, file: str | Path, **changes) -> None:
+        """Changes entries of a JSON file."""
+        content = json.loads((self.folder / file).read_text())
+        self.write(file, json.dumps(content | changes))
+
     def save_in_shards(self, suffix: str) -> "Original":
         """Instead of the one file, two and their index."""
         save, stem = (save_file, "model") if suffix == "safetensors" else (torch.save, "pytorch_model")

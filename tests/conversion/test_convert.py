@@ -113,8 +113,7 @@ def test_vision_tower_out_of_a_whole_clip(original, convert, expected):
         json.dumps({"model_type": "clip", "vision_config": vision_config, "text_config": {}, "projection_dim": 32})
     )
     # As OpenAI's own files have it: numbers instead of dictionaries.
-    preprocessing = json.loads((tower / "preprocessor_config.json").read_text()) | {"size": 336, "crop_size": 336}
-    (tower / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+    original.edit(tower / "preprocessor_config.json", size=336, crop_size=336)
     folder = convert(original.folder, "--check")
     assert_same_tensors(folder, expected)
     image_processor = AutoProcessor.from_pretrained(folder).image_processor
@@ -139,8 +138,7 @@ def test_stage_1(stage_1, convert, expected, prefix):
 
 def test_stage_1_with_a_tied_head(stage_1, convert):
     original, language_model = stage_1
-    config = json.loads((language_model / "config.json").read_text()) | {"tie_word_embeddings": True}
-    (language_model / "config.json").write_text(json.dumps(config))
+    original.edit(language_model / "config.json", tie_word_embeddings=True)
     folder = convert(original.folder, "--language-model", language_model, "--check")
     assert "lm_head.weight" not in CheckpointReader(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder)

@@ -142,6 +142,5 @@ def test_settings_that_cannot_be_converted(original, refused, settings, message)
 
 
 def test_vision_tower_with_too_few_layers(original, refused):
-    config = json.loads((original.vision_tower / "config.json").read_text()) | {"num_hidden_layers": 12}
-    (original.vision_tower / "config.json").write_text(json.dumps(config))
+    original.edit(original.vision_tower / "config.json", num_hidden_layers=12)
     assert "reads layers 12, 16, 22, 23 of the vision tower, which has 12" in refused(original.folder)

@@ -198,15 +198,8 @@ def test_the_commands_of_the_pages_run_when_pasted(tmp_path, page, commands):
 
 def test_two_processes_share_the_questions(tmp_path, swept):
     flags = command(tmp_path, "--num-visual-tokens", 4, "--batch-size", 16, "--limit", 41)
-    run(
-        "torch.distributed.run",
-        "--nproc_per_node",
-        2,
-        "--standalone",
-        "-m",
-        "mqt_llava.evaluation.sweep",
-        *flags,
-    )
+    launcher = ["torch.distributed.run", "--nproc_per_node", 2, "--standalone"]
+    run(*launcher, "-m", "mqt_llava.evaluation.sweep", *flags)
     counts = {path.name: len(read_answers(path)) for path in (tmp_path / "answers").rglob("*.jsonl")}
     assert counts == {"rank_0.jsonl": 21, "rank_1.jsonl": 20}
     texts = {answer.doc_id: answer.text for answer in answers_in(swept, 4)}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.builders.chats import tokenize_chat, user
 from tests.builders.paths import CHECKPOINT, PICTURES
 
 
@@ -67,21 +68,8 @@ def row_questions() -> list[dict]:
 
 def reference(model, doc: dict, m) -> str:
     """By transformers alone, a question at a time."""
-    inputs = model.processor.apply_chat_template(
-        [
-            {
-                "role": "user",
-                "content": [
-                    *[{"type": "image", "image": Image.open(image)} for image in doc.get("images", [])],
-                    {"type": "text", "text": doc["text"]},
-                ],
-            }
-        ],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+    images = [Image.open(image) for image in doc.get("images", [])]
+    inputs = tokenize_chat(model.processor, [user(*images, doc["text"])], add_generation_prompt=True)
     with torch.no_grad():
         output = model.model.generate(**inputs, num_visual_tokens=m, max_new_tokens=40)
     return model.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()

@@ -53,18 +53,8 @@ def test_a_picture_of_ones_own_leaves_the_picture_of_the_demo(tmp_path, monkeypa
     monkeypatch.setattr(answer_at_budgets, "REPOSITORY", tmp_path)  # where runs/ is
     shown = tmp_path / "demo.png"  # named so that the name is taken
     shown.write_bytes(MOSAIC.read_bytes())
-    model = str(CHECKPOINT)
-    arguments = [
-        "--image",
-        str(shown),
-        "--question",
-        "Is there any footwear?",
-        "--num-visual-tokens",
-        "1",
-        "--model",
-        model,
-    ]
-    answer_at_budgets.main(arguments)
+    arguments = ["--image", str(shown), "--question", "Is there any footwear?", "--num-visual-tokens", "1"]
+    answer_at_budgets.main([*arguments, "--model", str(CHECKPOINT)])
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["demo_answers.png"]
     assert Image.open(tmp_path / "runs" / "demo_answers.png").size[0] > 700
     assert shown.read_bytes() == MOSAIC.read_bytes()
@@ -102,9 +92,8 @@ def test_the_end_of_an_answer_has_no_row(tmp_path, monkeypatch, capsys):
             return draw(*args, **kwargs)
 
         monkeypatch.setattr(visual, name, keep)
-    explain.main(
-        ["--question", "What is in the top left?", "--num-visual-tokens", "1", "16", "--output", str(tmp_path)]
-    )
+    arguments = ["--question", "What is in the top left?", "--num-visual-tokens", "1", "16"]
+    explain.main([*arguments, "--output", str(tmp_path)])
     assert rows == {"draw_heatmaps": ["sneaker (0)"], "draw_changes": ["sneaker"]}
     assert "heatmaps: 100%" in capsys.readouterr().err  # a bar
 

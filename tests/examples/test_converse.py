@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from mqt_llava import MQTLlavaForConditionalGeneration
+from tests.builders.chats import tokenize_chat
 from tests.builders.paths import CHECKPOINT, PICTURES, REPOSITORY
 from tests.builders.scripts import load_script
 
@@ -37,14 +38,9 @@ def test_answers_are_those_of_a_fresh_run(checkpoint, budgets, picture):
         answer = conversation.ask(question)
         assert len(encoded) == 1
         hook.remove()
-        inputs = processor.apply_chat_template(
-            conversation.messages[:-1],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"num_visual_tokens": conversation.num_visual_tokens},
-        )
+        asked = {"num_visual_tokens": conversation.num_visual_tokens}
+        messages = conversation.messages[:-1]
+        inputs = tokenize_chat(processor, messages, add_generation_prompt=True, processor_kwargs=asked)
         fresh = model.generate(**inputs, max_new_tokens=80, do_sample=False)
         encoded.pop()
         assert answer == processor.decode(fresh[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()

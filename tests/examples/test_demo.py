@@ -12,6 +12,7 @@ from transformers import AutoProcessor
 
 from mqt_llava import MQTLlavaForConditionalGeneration
 from mqt_llava.planning import request_cost
+from tests.builders.chats import assistant, tokenize_chat, user
 from tests.builders.paths import CHECKPOINT, PICTURES
 from tests.builders.scripts import load_script
 
@@ -33,23 +34,17 @@ def image(answerer):
 
 
 def fresh_answer(answerer, messages, num_visual_tokens):
-    inputs = answerer.processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
+    inputs = tokenize_chat(answerer.processor, messages, add_generation_prompt=True)
     output = answerer.model.generate(**inputs, num_visual_tokens=num_visual_tokens, max_new_tokens=40, do_sample=False)
-    new = output[0, inputs["input_ids"].shape[1] :]
-    return (
-        answerer.processor.decode(new, skip_special_tokens=True).strip(),
-        inputs["input_ids"].shape[1] - 16,
-        len(new),
-    )
+    length = inputs["input_ids"].shape[1]
+    text = answerer.processor.decode(output[0, length:], skip_special_tokens=True).strip()
+    return text, length - 16, output.shape[1] - length
 
 
 @pytest.mark.parametrize("m", [1, 4, 16])
 def test_an_answer_grows_into_that_of_generate(answerer, image, m):
     *growing, last = answerer.stream(image, [], QUESTION, m)
-    content = [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]
-    expected, text_tokens, new_tokens = fresh_answer(answerer, [{"role": "user", "content": content}], m)
+    expected, text_tokens, new_tokens = fresh_answer(answerer, [user(image, QUESTION)], m)
     assert last.text == expected and last.num_visual_tokens == m
     assert len(growing) > 2 and all(expected.startswith(answer.text.strip()) for answer in growing)
     assert all(answer.seconds is None for answer in growing) and 0 < last.first_token < last.seconds
@@ -60,13 +55,8 @@ def test_an_answer_grows_into_that_of_generate(answerer, image, m):
 
 
 def test_a_conversation_goes_on(answerer, image):
-    turns = [("What is in the top left?", "sneaker")]
-    *_, last = answerer.stream(image, turns, QUESTION, 16)
-    messages = [
-        {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": turns[0][0]}]},
-        {"role": "assistant", "content": [{"type": "text", "text": turns[0][1]}]},
-        {"role": "user", "content": [{"type": "text", "text": QUESTION}]},
-    ]
+    *_, last = answerer.stream(image, [("What is in the top left?", "sneaker")], QUESTION, 16)
+    messages = [user(image, "What is in the top left?"), assistant("sneaker"), user(QUESTION)]
     assert last.text == fresh_answer(answerer, messages, 16)[0]
 
 
@@ -126,9 +116,8 @@ def test_files_that_are_no_pictures_are_refused(answerer, tmp_path):
         assert str(tmp_path) not in str(caught.value)
     with pytest.raises(ValueError, match="deleted in the meantime"):
         answerer.read_image(str(tmp_path / "gone.png"))
-    Image.new("1", (demo_answers.MAX_SIDE + 1, 1)).save(
-        tmp_path / "long.png"
-    )  # small, but not once it is padded to a square
+    # Small, but not once it is padded to a square.
+    Image.new("1", (demo_answers.MAX_SIDE + 1, 1)).save(tmp_path / "long.png")
     with pytest.raises(ValueError, match="9001 x 1 pixels; no side may have more than 9000"):
         answerer.read_image(str(tmp_path / "long.png"))
 

@@ -8,32 +8,35 @@ from random import Random
 import torch
 from safetensors.torch import save_file
 
-from .outcomes import EITHER, REFUSED, RIGHT
+from .outcomes import EITHER
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
 
 
 class Checkpoint:
-    """A copy of an original checkpoint, to be changed and then saved."""
+    """
+    A copy of an original checkpoint, to be changed and then saved.
 
-    def __init__(self, source: Path, tensors: dict[str, torch.Tensor], folder: Path):
+    Args:
+        expected: What must come of its conversion, unless the change says otherwise.
+    """
+
+    def __init__(self, source: Path, tensors: dict[str, torch.Tensor], folder: Path, expected: str):
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns("golden.*", "images", "pytorch_model.bin"))
-        self.folder, self.tensors, self.options = folder, dict(tensors), []
+        self.folder, self.tensors, self.options, self.expected = folder, dict(tensors), [], expected
         self.config = json.loads((folder / "config.json").read_text())
-        self.expected, self.is_saved = RIGHT, False
 
     def save(self) -> None:
-        if not self.is_saved:
+        if not any(path.suffix in (".bin", ".safetensors") for path in self.folder.iterdir()):
             self.save_bin()
         if self.config is not None:
             (self.folder / "config.json").write_text(json.dumps(self.config))
 
     def save_bin(self, new_format: bool = True) -> Path:
-        self.is_saved = True
         path = self.folder / "pytorch_model.bin"
         torch.save(self.tensors, path, _use_new_zipfile_serialization=new_format)
         return path
-
-    def refuse(self) -> None:
-        self.expected = REFUSED
 
 
 # Other ways to save the same
@@ -49,7 +52,6 @@ def old_pickle(rng: Random, copy: Checkpoint) -> None:
 
 def safetensors_file(rng: Random, copy: Checkpoint) -> None:
     save_file({name: tensor.contiguous() for name, tensor in copy.tensors.items()}, copy.folder / "model.safetensors")
-    copy.is_saved = True
 
 
 def shards(rng: Random, copy: Checkpoint) -> None:
@@ -61,15 +63,11 @@ def shards(rng: Random, copy: Checkpoint) -> None:
         file = f"{stem}-{shard + 1:05d}-of-{number:05d}.{suffix}"
         part = {name: copy.tensors[name].contiguous() for name in names[shard::number]}
         weight_map |= dict.fromkeys(part, file)
-        if is_safe:
-            save_file(part, copy.folder / file)
-        else:
-            torch.save(part, copy.folder / file)
+        (save_file if is_safe else torch.save)(part, copy.folder / file)
     if rng.random() < 0.7:
         (copy.folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": weight_map}))
     if rng.random() < 0.4:
         save_file({"unrelated": torch.ones(2)}, copy.folder / "optimizer.safetensors")
-    copy.is_saved = True
 
 
 def other_dtype(rng: Random, copy: Checkpoint) -> None:
@@ -91,7 +89,6 @@ def truncated(rng: Random, copy: Checkpoint) -> None:
     path = copy.save_bin()
     content = path.read_bytes()
     path.write_bytes(content[: rng.choice((0, 1, 100, len(content) // 2, len(content) - 1, len(content) - 30))])
-    copy.refuse()
 
 
 def flipped_bits(rng: Random, copy: Checkpoint) -> None:
@@ -106,19 +103,9 @@ def flipped_bits(rng: Random, copy: Checkpoint) -> None:
 
 
 def no_weights(rng: Random, copy: Checkpoint) -> None:
-    content = rng.choice(
-        (
-            b"",
-            b"not weights\n",
-            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n",
-            b"\x80\x02.",
-            b"\0" * 99,
-        )
-    )
+    content = rng.choice((b"", b"not weights\n", POINTER, b"\x80\x02.", b"\0" * 99))
     name = rng.choice(("pytorch_model.bin", "model.safetensors"))
     (copy.folder / name).write_bytes(content)
-    copy.is_saved = True
-    copy.refuse()
 
 
 def no_numbers(rng: Random, copy: Checkpoint) -> None:
@@ -126,7 +113,6 @@ def no_numbers(rng: Random, copy: Checkpoint) -> None:
     tensor = copy.tensors[name].clone()
     tensor.view(-1)[rng.randrange(tensor.numel())] = rng.choice((float("nan"), float("inf"), -float("inf")))
     copy.tensors[name] = tensor
-    copy.refuse()
 
 
 def used_name(rng: Random, copy: Checkpoint) -> str:
@@ -142,44 +128,29 @@ def num_vision_layers(tensors: dict) -> int:
 
 def missing_tensor(rng: Random, copy: Checkpoint) -> None:
     del copy.tensors[used_name(rng, copy)]
-    copy.refuse()
 
 
 def further_tensor(rng: Random, copy: Checkpoint) -> None:
     copy.tensors[rng.choice(("surprise", "model.surprise", "model.layers.9.mlp.up_proj.weight"))] = torch.ones(2)
-    copy.refuse()
 
 
 def other_shape(rng: Random, copy: Checkpoint) -> None:
     name = used_name(rng, copy)
     tensor = copy.tensors[name]
     copy.tensors[name] = rng.choice((tensor[:-1], tensor[None], torch.cat([tensor, tensor]), torch.ones(())))
-    copy.refuse()
 
 
 def no_tensor(rng: Random, copy: Checkpoint) -> None:
     name = used_name(rng, copy)
     tensor = copy.tensors[name]
-    copy.tensors[name] = rng.choice(
-        (
-            None,
-            [1.0],
-            "text",
-            tensor.to("meta"),
-            tensor.to_sparse(),
-            torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8),
-        )
-    )
-    copy.refuse()
+    quantized = torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8)
+    copy.tensors[name] = rng.choice((None, [1.0], "text", tensor.to("meta"), tensor.to_sparse(), quantized))
 
 
 def other_container(rng: Random, copy: Checkpoint) -> None:
     path = copy.save_bin()
-    torch.save(
-        rng.choice((list(copy.tensors.values())[:2], {"model": copy.tensors}, torch.ones(3), {1: torch.ones(2)}, {})),
-        path,
-    )
-    copy.refuse()
+    containers = (list(copy.tensors.values())[:2], {"model": copy.tensors}, torch.ones(3), {1: torch.ones(2)}, {})
+    torch.save(rng.choice(containers), path)
 
 
 def bad_index(rng: Random, copy: Checkpoint) -> None:
@@ -189,7 +160,6 @@ def bad_index(rng: Random, copy: Checkpoint) -> None:
          "[" * 100_000, "{", '{"weight_map": {"a": "none.bin"}}')
     )  # fmt: skip
     path.with_name(rng.choice(("pytorch_model.bin.index.json", "model.safetensors.index.json"))).write_text(content)
-    copy.refuse()
 
 
 # Damage to what stands beside them
@@ -201,7 +171,6 @@ def bad_config(rng: Random, copy: Checkpoint) -> None:
     if content is not None:
         (copy.folder / "config.json").write_text(content)
     copy.config = None
-    copy.refuse()
 
 
 def bad_setting(rng: Random, copy: Checkpoint) -> None:
@@ -234,15 +203,13 @@ def bad_tokenizer(rng: Random, copy: Checkpoint) -> None:
     path = copy.folder / "tokenizer.model"
     content = path.read_bytes()
     what = rng.choice(("empty", "half", "missing", "noise", "empty json"))
-    if what == "missing":
-        path.unlink()
-    elif what == "empty json":
+    if what == "empty json":
         (copy.folder / "tokenizer.json").write_text("{}")
+    if what in ("missing", "empty json"):
         path.unlink()
     else:
         half = content[: len(content) // 2]
         path.write_bytes({"empty": b"", "half": half, "noise": rng.randbytes(2000)}[what])
-    copy.refuse()
 
 
 SAVED_OTHERWISE = (as_it_is, old_pickle, safetensors_file, shards, other_dtype, small_shards, unknown_setting)

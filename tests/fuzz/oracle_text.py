@@ -17,26 +17,14 @@ def token_ids(tokenizer, text: str, counts: list[int]) -> list[int]:
     return ids
 
 
-def render(messages: list[dict], adds_prompt: bool) -> str:
-    """A chat as text: the images of a message come first, and a typed placeholder is no placeholder."""
+def render(messages: list[dict]) -> str:
+    """A chat as text, up to its answer: images come first in a message, and a typed placeholder is no placeholder."""
     text = "" if messages[0]["role"] == "system" else SYSTEM
     for message in messages:
         content = message["content"]
         items = [{"type": "text", "text": content}] if isinstance(content, str) else content
         said = f"{IMAGE}\n" * sum(item["type"] == "image" for item in items)
         said += "".join(item["text"] for item in items if item["type"] == "text").replace(IMAGE, "< image>")
-        text += {"system": f"{said} ", "user": f"USER: {said} ", "assistant": f"ASSISTANT: {said}</s>"}[
-            message["role"]
-        ]
-    return text + "ASSISTANT:" * adds_prompt
-
-
-def padded(rows: list[list[int]], side: str, padding: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Ids and mask of a batch."""
-    length = max(map(len, rows))
-    ids, masks = [], []
-    for row in rows:
-        gap = length - len(row)
-        ids.append([padding] * gap + row if side == "left" else row + [padding] * gap)
-        masks.append([0] * gap + [1] * len(row) if side == "left" else [1] * len(row) + [0] * gap)
-    return ids, masks
+        said = {"system": f"{said} ", "user": f"USER: {said} ", "assistant": f"ASSISTANT: {said}</s>"}[message["role"]]
+        text += said
+    return text + "ASSISTANT:"

@@ -18,8 +18,12 @@ from .rows import Image
 
 
 POOL_SIZE = 8
-# Sliding windows and frequencies that follow the length are computed from the start by an adaptive budget.
-SLIDING = {"text_config": {**TEXT_CONFIG, "model_type": "mistral", "sliding_window": 6}}
+OPTIONS = {
+    # M and the patches are no longer on one raster.
+    "small": {"max_visual_tokens": 9, "resampler_num_attention_heads": 4},
+    # Sliding windows and frequencies that follow the length are computed from the start by an adaptive budget.
+    "sliding": {"text_config": {**TEXT_CONFIG, "model_type": "mistral", "sliding_window": 6}},
+}
 NAMES = ("llama", "llama", "llama", "qwen2", "gpt_neox", "small", "sliding")
 
 
@@ -53,14 +57,9 @@ class Subject:
 def subject(name: str) -> Subject:
     if name == "quecc":
         models = [random_quecc_model(seed=seed) for seed in (0, 1)]
-    elif name == "small":  # M and the patches are no longer on one raster
-        models = [
-            random_model(tiny_config(max_visual_tokens=9, resampler_num_attention_heads=4), seed) for seed in (0, 1)
-        ]
-    elif name == "sliding":
-        models = [random_model(tiny_config(**SLIDING), seed) for seed in (0, 1)]
     else:
-        models = [random_model(tiny_config(text_config=decoder_config(name)), seed) for seed in (0, 1)]
+        options = OPTIONS.get(name) or {"text_config": decoder_config(name)}
+        models = [random_model(tiny_config(**options), seed) for seed in (0, 1)]
     for model in models:
         model.generation_config.pad_token_id = 0
     return Subject(name, *models, Oracle(models[0], random_pixels(POOL_SIZE)))

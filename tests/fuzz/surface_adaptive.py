@@ -14,7 +14,7 @@ from .oracle import Oracle, split_counts
 from .outcomes import EITHER, REFUSED, RIGHT, Outcome, attempt, worst, wrong
 from .rows import PADDINGS, Image, Row, images_of, lay_out, random_rows, to_tensors
 from .subjects import POOL_SIZE, own_generation_config, random_subject, training
-from .surface_generate import ALONE, decode, judge_beams, pass_images
+from .surface_generate import ALONE, decode, pass_images
 
 
 MODES = ("greedy",) * 6 + ("beams", "sampled", "static", "no cache", "prefill", "assistant", "checkpointing")
@@ -60,9 +60,8 @@ def climb(oracle: Oracle, row: Row, levels: list[int], budget: AdaptiveBudget, e
 
 def ask(rng: Random, budget: AdaptiveBudget, kwargs: dict, config, log: dict) -> None:
     """Passes the budget in one of the ways there are."""
-    way = log["asked by"] = rng.choice(
-        ("argument", "argument", "dict", "generation config", "auto", "auto of the model's")
-    )
+    ways = ("argument", "argument", "dict", "generation config", "auto", "auto of the model's")
+    way = log["asked by"] = rng.choice(ways)
     if way == "argument":
         kwargs["num_visual_tokens"] = budget
     elif way == "dict":
@@ -94,9 +93,9 @@ def run_case(rng: Random, log: dict) -> Iterator[Outcome]:
         ask(rng, budget, kwargs, config, log)
         # By default a sixteenth, a quarter and all.
         levels = budget.levels or sorted({max(1, subject.most // 16), max(1, subject.most // 4), subject.most})
-        length, prompt = kwargs["input_ids"].shape[1], kwargs["input_ids"]
+        prompt = kwargs["input_ids"]
         kwargs |= {"max_new_tokens": num_new, "do_sample": False}
-        copies, eos, noise = decode(rng, subject, mode, len(rows), num_new, kwargs, log)
+        decoding = decode(rng, subject, mode, len(rows), num_new, kwargs, log)
         if mode == "checkpointing" and expected == RIGHT:
             expected = EITHER
         ends = [len(images_of(row)) for row in rows if isinstance(row[-1], Image)]
@@ -105,31 +104,14 @@ def run_case(rng: Random, log: dict) -> Iterator[Outcome]:
         log.update(levels=levels, num_new=num_new, arguments=sorted(kwargs))
 
         def judge(result) -> Outcome:
-            sequences = result if isinstance(result, torch.Tensor) else result.sequences
-            if len(sequences) != len(rows) * copies:
-                return wrong(f"{len(sequences)} sequences for {len(rows)} prompts")
-            if not torch.equal(sequences[:, :length], prompt.repeat_interleave(copies, 0)):
-                return wrong("the sequences do not begin with the prompt as it was passed")
-            answers, verdicts = sequences[:, length:].tolist(), []
-            for i, row in enumerate(rows):
-                expected = climb(subject.oracle, row, levels, budget, eos)
-                level = expected.level
-                if not isinstance(result, torch.Tensor):
-                    level = int(result.visual_token_level[i])
-                    verdicts.append(judge_level(expected, level, result.visual_token_confidence[i].tolist()))
-                counts, own = [level] * len(images_of(row)), answers[i * copies : (i + 1) * copies]
-                if mode == "beams":
-                    verdict = judge_beams(subject, row, counts, own, kwargs["num_beams"])
-                else:
-                    noises = [None] * copies if noise is None else noise[i * copies : (i + 1) * copies]
-                    verdict = worst(
-                        subject.oracle.judge(row, counts, answer, num_new, eos, own_noise)
-                        for answer, own_noise in zip(own, noises)
-                    )
-                if verdict.is_failure and isinstance(result, torch.Tensor) and expected.is_tie:
-                    verdict = Outcome("undecided")
-                verdicts.append(verdict)
-            return worst(verdicts)
+            climbs = [climb(subject.oracle, row, levels, budget, decoding.eos) for row in rows]
+            used, is_open, verdicts = [one.level for one in climbs], [one.is_tie for one in climbs], []
+            if not isinstance(result, torch.Tensor):  # which says what it used
+                used, is_open = result.visual_token_level.tolist(), None
+                reported = zip(climbs, used, result.visual_token_confidence.tolist(), strict=True)
+                verdicts = [judge_level(*one) for one in reported]
+            counts = [[level] * len(images_of(row)) for level, row in zip(used, rows)]
+            return worst([*verdicts, decoding.judge(subject.oracle, result, prompt, rows, counts, is_open)])
 
         names = {*kwargs, "num_visual_tokens", "levels", "pixel_values", "gradient_checkpointing"}
         with training(subject.model, mode == "checkpointing"):

@@ -16,11 +16,11 @@ from transformers import DynamicCache, LogitsProcessorList
 
 from .numbers import in_any_form, random_counts
 from .oracle import split_counts
-from .outcomes import EITHER, RIGHT, Outcome, attempt, worst, wrong
+from .outcomes import EITHER, RIGHT, Outcome, attempt
 from .rows import PADDINGS, Columns, Image, Row, images_of, lay_out, random_rows, random_text, to_tensors
 from .subjects import POOL_SIZE, Subject, random_subject
 from .surface_adaptive import random_budget
-from .surface_generate import Noise, random_noise
+from .surface_generate import Decoding, Noise, random_noise, sequences_of
 
 
 @dataclass
@@ -145,41 +145,33 @@ def answer(
         kwargs["eos_token_id"] = list(eos)
     if wanted is not None and rng.random() < 0.3 and talk.cache is not None:
         kwargs["return_dict_in_generate"] = False
-    prompt, length, order = kwargs["input_ids"], kwargs["input_ids"].shape[1], range(len(talk.rows))
-    noise = [None] * len(talk.rows)
+    prompt, order, noise = kwargs["input_ids"], [i for i in range(len(talk.rows)) for _ in range(copies)], None
     if copies > 1:
-        order = [index for index in order for _ in range(copies)]
         noise = random_noise(rng, len(order), num_new)
         processors = LogitsProcessorList([Noise(noise)])
         kwargs |= {"do_sample": True, "num_return_sequences": copies, "logits_processor": processors}
-    levels = []
+
+    def counts_of(result) -> list[list[int]]:
+        if wanted is not None:
+            return wanted
+        return [[int(level)] * len(images_of(row)) for level, row in zip(result.visual_token_level, talk.rows)]
 
     def judge(result) -> Outcome:
-        sequences = result if isinstance(result, torch.Tensor) else result.sequences
-        if len(sequences) != len(order) or not torch.equal(sequences[:, :length], prompt[list(order)]):
-            return wrong("the sequences do not begin with the prompt as it was passed")
-        counts = wanted
-        if counts is None:
-            counts = [[int(level)] * len(images_of(row)) for level, row in zip(result.visual_token_level, talk.rows)]
-        levels[:] = counts
-        return worst(
-            subject.oracle.judge(talk.rows[index], counts[index], new, num_new, eos, own_noise)
-            for index, new, own_noise in zip(order, sequences[:, length:].tolist(), noise)
-        )
+        decoding = Decoding(num_new, eos, copies, noise)
+        return decoding.judge(subject.oracle, result, prompt, talk.rows, counts_of(result))
 
     log.update(group=log["turns"][-1].get("layout", "first turn"), traits=sorted(talk.traits), expected=expected)
     names = {*kwargs, "num_visual_tokens"} if expected == RIGHT and talk.cache is None else {"past_key_values"}
     outcome = attempt(lambda: subject.model.generate(**kwargs), judge, names | {"num_visual_tokens"}, expected)
     result = outcome.result
     if outcome.kind in ("right", "undecided"):
-        sequences = result if isinstance(result, torch.Tensor) else result.sequences
-        talk.cached = list(levels)
+        talk.cached = list(counts_of(result))
         if copies > 1:
             talk.take(order)
             talk.traits.add("several answers")
         if not isinstance(result, torch.Tensor):
             talk.cache = result.past_key_values
-        add_answers(rng, talk, sequences[:, length:].tolist(), eos)
+        add_answers(rng, talk, sequences_of(result)[:, prompt.shape[1] :].tolist(), eos)
         log["conversation"] = talk
     yield outcome
 

@@ -40,7 +40,8 @@ def run_case(rng: Random, log: dict) -> Iterator[Outcome]:
     change = rng.choice(SAVED_OTHERWISE if rng.random() < 0.35 else DAMAGED)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
         place = Path(place)
-        copy = Checkpoint(FIXTURES / name, original_tensors(name), place / "original")
+        expected = REFUSED if change in DAMAGED else RIGHT
+        copy = Checkpoint(FIXTURES / name, original_tensors(name), place / "original", expected)
         change(rng, copy)
         copy.save()
         output, options, expected = place / "converted", list(copy.options), copy.expected
@@ -57,19 +58,9 @@ def bad_output(rng: Random, place: Path, options: list[str]) -> tuple[Path | str
     precious.mkdir()
     (precious / "data.txt").write_text("not to be lost")
     overwrite = ["--overwrite"] if rng.random() < 0.6 else []
-    output = rng.choice(
-        (
-            "",
-            ".",
-            place / "original",
-            place,
-            precious,
-            precious / "data.txt",
-            precious / "data.txt" / "below",
-            place / ("x" * 300),
-            place / "nul\0byte",
-        )
-    )
+    file = precious / "data.txt"
+    taken = ("", ".", place / "original", place, precious, file, file / "below")
+    output = rng.choice((*taken, place / ("x" * 300), place / "nul\0byte"))
     return output, [*options, *overwrite], REFUSED
 
 

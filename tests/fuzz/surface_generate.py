@@ -1,7 +1,8 @@
 """`generate` at fixed numbers of visual tokens, in every way of decoding, padding and passing images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from random import Random
+from typing import NamedTuple
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
@@ -9,23 +10,14 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from tests.builders.prompts import IMAGE_TOKEN_ID
 
 from .numbers import in_any_form, in_saved_form, random_counts, wrong_numbers
-from .oracle import split_counts
+from .oracle import Oracle, split_counts
 from .outcomes import EITHER, REFUSED, RIGHT, Outcome, attempt, worst, wrong
-from .rows import PADDINGS, Columns, images_of, lay_out, random_rows, to_tensors
+from .rows import PADDINGS, Columns, Row, images_of, lay_out, random_rows, to_tensors
 from .subjects import POOL_SIZE, Subject, own_generation_config, random_subject, training
 
 
-MODES = ("greedy",) * 6 + (
-    "beams",
-    "sampled",
-    "static",
-    "no cache",
-    "prefill",
-    "assistant",
-    "lookup",
-    "embeds",
-    "checkpointing",
-)
+WAYS = ("beams", "sampled", "static", "no cache", "prefill", "assistant", "lookup", "embeds", "checkpointing")
+MODES = ("greedy",) * 6 + WAYS
 ALONE = ("assistant", "lookup")  # which transformers does for one prompt at a time
 
 
@@ -68,13 +60,12 @@ def run_case(rng: Random, log: dict) -> Iterator[Outcome]:
         asked = made
         if rng.random() < 0.7:
             asked, expected = ask(rng, subject, made, kwargs, config, log)
-        length, num_new = kwargs["input_ids"].shape[1], rng.randint(1, 5)
+        num_new = rng.randint(1, 5)
         kwargs |= {"max_new_tokens": num_new, "do_sample": False}
-        copies, eos, noise = decode(rng, subject, mode, len(rows), num_new, kwargs, log)
+        decoding = decode(rng, subject, mode, len(rows), num_new, kwargs, log)
         if mode == "embeds":
             # Nothing can be re-sized in embeddings, nor a padding moved that transformers itself warns of.
-            length, ids = 0, kwargs.pop("input_ids")
-            kwargs["inputs_embeds"] = subject.model.get_input_embeddings()(ids).detach()
+            kwargs["inputs_embeds"] = subject.model.get_input_embeddings()(kwargs.pop("input_ids")).detach()
             if expected == RIGHT and (asked != made or padding != "left"):
                 expected = EITHER
         if mode != "embeds" and rng.random() < 0.05:  # which no decoder here reads
@@ -93,29 +84,7 @@ def run_case(rng: Random, log: dict) -> Iterator[Outcome]:
         log.update(asked=asked, expected=expected, num_new=num_new, arguments=sorted(kwargs), positional=bool(args))
 
         def judge(result) -> Outcome:
-            sequences = result if isinstance(result, torch.Tensor) else result.sequences
-            if len(sequences) != len(rows) * copies:
-                return wrong(f"{len(sequences)} sequences for {len(rows)} prompts")
-            if prompt is not None and not torch.equal(sequences[:, :length], prompt.repeat_interleave(copies, 0)):
-                return wrong("the sequences do not begin with the prompt as it was passed")
-            answers = sequences[:, length:].tolist()
-            counts = split_counts(rows, asked)
-            if mode == "beams":
-                return worst(
-                    judge_beams(subject, row, row_counts, answers[i * copies : (i + 1) * copies], kwargs["num_beams"])
-                    for i, (row, row_counts) in enumerate(zip(rows, counts))
-                )
-            return worst(
-                subject.oracle.judge(
-                    rows[i // copies],
-                    counts[i // copies],
-                    answer,
-                    num_new,
-                    eos,
-                    None if noise is None else noise[i],
-                )
-                for i, answer in enumerate(answers)
-            )
+            return decoding.judge(subject.oracle, result, prompt, rows, split_counts(rows, asked))
 
         names = {*kwargs, "input_ids", "num_visual_tokens", "pixel_values", "visual_token_counts"}
         names |= {"gradient_checkpointing"}
@@ -150,8 +119,8 @@ def spoil(rng: Random, subject: Subject, images: list, made: list[int], kwargs: 
     return way
 
 
-def judge_beams(subject: Subject, row, counts, answers: list[list[int]], num_beams: int) -> Outcome:
-    expected, is_tie = subject.oracle.beams(row, counts, num_beams, len(answers[0]))
+def judge_beams(oracle: Oracle, row: Row, counts: list[int], answers: list[list[int]], num_beams: int) -> Outcome:
+    expected, is_tie = oracle.beams(row, counts, num_beams, len(answers[0]))
     if answers == expected[: len(answers)]:
         return Outcome("right")
     return Outcome("undecided") if is_tie else wrong(f"beams {answers} instead of {expected[: len(answers)]}")
@@ -207,13 +176,66 @@ def ask(rng: Random, subject: Subject, made: list[int], kwargs: dict, config, lo
     return asked, expected
 
 
-def decode(rng: Random, subject: Subject, mode: str, num_rows: int, num_new: int, kwargs: dict, log: dict):
+class Decoding(NamedTuple):
     """
-    Adds what a mode of decoding needs.
+    What of a way of decoding decides how an answer is judged.
 
-    Returns:
-        Sequences per prompt, tokens that end an answer, and the noise that a sampled one is drawn with.
+    Args:
+        num_new: The most tokens of an answer.
+        eos: Tokens that end it.
+        copies: Answers to each prompt.
+        noise: What sampled answers are drawn with, `(answers, steps, vocabulary)`.
+        num_beams: Of a beam search, else 0.
     """
+
+    num_new: int
+    eos: tuple[int, ...] = ()
+    copies: int = 1
+    noise: torch.Tensor | None = None
+    num_beams: int = 0
+
+    def judge(
+        self,
+        oracle: Oracle,
+        result,
+        prompt: torch.Tensor | None,
+        rows: list[Row],
+        counts: list[list[int]],
+        is_open: Sequence[bool] | None = None,
+    ) -> Outcome:
+        """
+        What `generate` returned.
+
+        Args:
+            prompt: Token ids as they were passed.
+            counts: Visual tokens of the images, row by row.
+            is_open: Of which rows another answer may be right too, since a rounding error decided on their numbers.
+        """
+        sequences = sequences_of(result)
+        if len(sequences) != len(rows) * self.copies:
+            return wrong(f"{len(sequences)} sequences for {len(rows)} prompts")
+        length = 0 if prompt is None else prompt.shape[1]
+        if length and not torch.equal(sequences[:, :length], prompt.repeat_interleave(self.copies, 0)):
+            return wrong("the sequences do not begin with the prompt as it was passed")
+        answers, verdicts = sequences[:, length:].tolist(), []
+        noise = [None] * len(answers) if self.noise is None else self.noise
+        for i, row in enumerate(rows):
+            own = slice(i * self.copies, (i + 1) * self.copies)
+            if self.num_beams:
+                verdict = judge_beams(oracle, row, counts[i], answers[own], self.num_beams)
+            else:
+                judged = zip(answers[own], noise[own])
+                verdict = worst(oracle.judge(row, counts[i], one, self.num_new, self.eos, n) for one, n in judged)
+            verdicts.append(Outcome("undecided") if verdict.is_failure and is_open and is_open[i] else verdict)
+        return worst(verdicts)
+
+
+def sequences_of(result) -> torch.Tensor:
+    return result if isinstance(result, torch.Tensor) else result.sequences
+
+
+def decode(rng: Random, subject: Subject, mode: str, num_rows: int, num_new: int, kwargs: dict, log: dict) -> Decoding:
+    """Adds what a mode of decoding needs."""
     copies, eos, noise = 1, (), None
     if mode == "beams":
         kwargs["num_beams"] = rng.randint(2, 3)
@@ -239,4 +261,4 @@ def decode(rng: Random, subject: Subject, mode: str, num_rows: int, num_new: int
         log["eos"] = eos
     if rng.random() < 0.3:
         kwargs["return_dict_in_generate"] = True
-    return copies, eos, noise
+    return Decoding(num_new, eos, copies, noise, kwargs.get("num_beams", 0))

@@ -4,16 +4,17 @@ from collections.abc import Iterator
 from functools import cache
 from random import Random
 
+import PIL.Image
 import torch
 from transformers import pipeline
 
 from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
 from tests.builders.configs import TEXT_CONFIG, VISION_CONFIG
 from tests.builders.models import random_model, random_quecc_model
+from tests.builders.pictures import reference_pixels
 
-from .numbers import random_counts
+from .numbers import in_saved_form, random_counts
 from .oracle import Oracle, split_counts
-from .oracle_pixels import pixels
 from .oracle_text import render, token_ids
 from .outcomes import EITHER, REFUSED, RIGHT, Outcome, attempt, worst, wrong
 from .pictures import random_picture
@@ -54,13 +55,9 @@ def run_case(rng: Random, log: dict) -> Iterator[Outcome]:
     for number in numbers_of_images:
         own = [random_picture(rng, kinds=OPAQUE) for _ in range(number)]
         if is_chat:
-            chat = random_chat(
-                rng,
-                [{"image": picture.image} for picture in own],
-                lambda: rng.randint(1, MOST) if has_items and rng.random() < 0.7 else None,
-            )
+            chat = random_chat(rng, [{"image": picture.image} for picture in own], MOST if has_items else None)
             chats.append(chat.messages)
-            texts.append(render(chat.messages, True))
+            texts.append(render(chat.messages))
             questions += chat.questions
             items += chat.numbers
         else:
@@ -72,25 +69,24 @@ def run_case(rng: Random, log: dict) -> Iterator[Outcome]:
         pictures += own
 
     num_images, expected, kwargs = len(pictures), RIGHT, {}
+
+    def draw_counts() -> list[int]:
+        drawn = random_counts(rng, num_images, MOST)
+        return drawn if is_whole else drawn[:1] * num_images
+
     counts = [QUECC_NUMBER if is_quecc else MOST] * num_images
     is_whole = num_prompts == 1 or (not is_chat and num_images > 0)  # one call of processor and model
     if not is_quecc and num_images and rng.random() < 0.5:
-        counts = random_counts(rng, num_images, MOST)
-        if not is_whole:
-            counts = [counts[0]] * num_images
-        kwargs["processor_kwargs"] = {"num_visual_tokens": counts[0] if len(set(counts)) == 1 else counts}
+        counts = draw_counts()
+        kwargs["processor_kwargs"] = {"num_visual_tokens": in_saved_form(counts)}
     counts = [count if item is None else item for count, item in zip(counts, items)]
     made = list(counts)
     if not is_quecc and num_images and rng.random() < 0.4:
-        counts = random_counts(rng, num_images, MOST)
-        if not is_whole:
-            counts = [counts[0]] * num_images
-        kwargs["generate_kwargs"] = {"num_visual_tokens": counts[0] if len(set(counts)) == 1 else counts}
+        counts = draw_counts()
+        asked, expected = in_saved_form(counts), RIGHT
         if rng.random() < 0.1:
-            kwargs["generate_kwargs"], expected = (
-                {"num_visual_tokens": rng.choice((0, MOST + 1, "4", [1] * 9))},
-                REFUSED,
-            )
+            asked, expected = rng.choice((0, MOST + 1, "4", [1] * 9)), REFUSED
+        kwargs["generate_kwargs"] = {"num_visual_tokens": asked}
     if is_whole and num_prompts > 1 and rng.random() < 0.5 and "processor_kwargs" in kwargs:
         kwargs["processor_kwargs"] |= {"padding": True}
     num_new = rng.randint(1, 5)
@@ -118,9 +114,10 @@ def run_case(rng: Random, log: dict) -> Iterator[Outcome]:
         + ["items"] * any(item is not None for item in items)
         + [name for name in ("processor_kwargs", "generate_kwargs") if name in kwargs]
     )
-    oracle = Oracle(tested.model, torch.stack([pixels(p.colours, SIDE) for p in pictures]) if pictures else None, 1e-3)
-    asked = [tuple(tested.tokenizer(question)["input_ids"]) for question in questions] or [(1,)] * num_images
-    rows, prompts = build_rows(tested.tokenizer, texts, made, asked)
+    pool = [reference_pixels(PIL.Image.fromarray(picture.colours), SIDE) for picture in pictures]
+    oracle = Oracle(tested.model, torch.stack(pool) if pool else None, 1e-3)
+    questions = [tuple(tested.tokenizer(question)["input_ids"]) for question in questions] or [(1,)] * num_images
+    rows, prompts = build_rows(tested.tokenizer, texts, made, questions)
 
     if is_quecc and batch_size is not None and any(len({i.question for i in images_of(row)}) > 1 for row in rows):
         expected = log["expected"] = EITHER  # transformers keeps one row for each prompt, of all that is no image

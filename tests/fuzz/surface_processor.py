@@ -7,15 +7,17 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 
 from mqt_llava import MQTLlavaProcessor, QueCCLlavaProcessor
 from tests.builders.paths import CHECKPOINT
+from tests.builders.pictures import reference_pixels
+from tests.builders.prompts import pad
 
 from .numbers import in_any_form as numbers_in_any_form
 from .numbers import random_counts, wrong_numbers
-from .oracle_pixels import pixels
-from .oracle_text import padded, render, token_ids
+from .oracle_text import render, token_ids
 from .outcomes import EITHER, REFUSED, RIGHT, Outcome, attempt, wrong
 from .pictures import in_any_form, no_picture
 from .texts import random_chat, random_prompt
@@ -120,11 +122,7 @@ def call_chat(rng: Random, log: dict) -> Iterator[Outcome]:
     for _ in range(rng.choice((1, 1, 2, 3))):
         images, colours = random_images(rng, rng.choice((0, 1, 1, 2)), log)
         items = [{"path" if isinstance(image, str) and image.endswith(".png") else "image": image} for image in images]
-
-        def number():
-            return rng.randint(1, MOST) if has_items and rng.random() < 0.7 else None
-
-        chats.append(random_chat(rng, items, number))
+        chats.append(random_chat(rng, items, MOST if has_items else None))
         all_colours += colours
     num_images = len(all_colours)
     counts, options = [default] * num_images, {}
@@ -150,7 +148,7 @@ def call_chat(rng: Random, log: dict) -> Iterator[Outcome]:
     log.update(chats=[chat.messages for chat in chats], processor_kwargs=options, expected=expected)
     log["group"] = f"chat{', numbers in items' * any(item is not None for item in items)}{', text' * (not tokenize)}"
     log["group"] += ", transparent" * bool(log.get("traits"))
-    texts = [render(chat.messages, True) for chat in chats]
+    texts = [render(chat.messages) for chat in chats]
     conversation = [chat.messages for chat in chats] if is_batch else chats[0].messages
     questions = [question for chat in chats for question in chat.questions]
 
@@ -186,8 +184,8 @@ def check(tested, inputs, texts, counts, colours, side, questions: list[str] | N
     numbers, rows = iter(counts), []
     for text in texts:
         rows.append(token_ids(tested.tokenizer, text, [next(numbers) for _ in range(text.count("<image>"))]))
-    ids, mask = padded(rows, side, tested.tokenizer.pad_token_id)
-    wanted = {"input_ids": ids, "attention_mask": mask}
+    ids, mask = pad(rows, side)
+    wanted = {"input_ids": ids.tolist(), "attention_mask": mask.tolist()}
     if colours and questions is None:
         wanted["visual_token_counts"] = counts
     query_names = ("query_input_ids", "query_attention_mask") if colours and questions is not None else ()
@@ -206,7 +204,7 @@ def check(tested, inputs, texts, counts, colours, side, questions: list[str] | N
         actual = torch.as_tensor(np.asarray(inputs["pixel_values"][index])).float()
         if actual.shape != (3, SIDE, SIDE):
             return wrong(f"pixel_values[{index}] is of shape {tuple(actual.shape)}")
-        gap = (actual - pixels(picture, SIDE)).abs().max()
+        gap = (actual - reference_pixels(PIL.Image.fromarray(picture), SIDE)).abs().max()
         if not gap < 1e-4:
             return wrong(f"pixel_values[{index}] are off by {float(gap):.2e}")
     return Outcome("right")

@@ -42,9 +42,7 @@ def test_a_case_depends_on_its_number_alone(surface):
     run_case(surface, SEED, 0)
     first, again = (run_case(surface, SEED, 3) for _ in range(2))
     assert [outcome[:2] for outcome in first[0]] == [outcome[:2] for outcome in again[0]]
-    assert [str(first[1].get(key)) for key in ("rows", "text", "change")] == [
-        str(again[1].get(key)) for key in ("rows", "text", "change")
-    ]
+    assert all(str(first[1].get(key)) == str(again[1].get(key)) for key in ("rows", "text", "change"))
 
 
 @judged
@@ -59,7 +57,8 @@ def test_oracles_import_nothing_of_the_package(tmp_path):
     """Neither at once, nor by what they import, nor in a function."""
     oracles = sorted(Path(__file__).parent.glob("oracle*.py"))
     assert not [path for path in oracles if re.search(r"import.*mqt_llava", path.read_text(encoding="utf-8"))]
-    code = f"import {', '.join(f'tests.fuzz.{path.stem}' for path in oracles)}, sys; print('RESULT', *sys.modules)"
+    modules = ["tests.builders.pictures", "tests.builders.prompts", *(f"tests.fuzz.{path.stem}" for path in oracles)]
+    code = f"import {', '.join(modules)}, sys; print('RESULT', *sys.modules)"
     modules = run_python(code, environment={"PYTHONPATH": str(REPOSITORY)}, folder=tmp_path).split()
     assert "tests.fuzz.oracle" in modules and "mqt_llava" not in modules
 
@@ -88,16 +87,14 @@ def test_outcomes():
 def test_the_oracle_sees_every_visual_token(name):
     """An image's last visual token, another image and another question change what the oracle says."""
     oracle: Oracle = subject(name).oracle
-    row = [1, 5, Image(0, (1, 7)), 9]
-    number = 4
-    logits = oracle.logits(row, [number])
-    if name == "quecc":
-        others = [oracle.logits([1, 5, Image(0, (1, 8)), 9], [number])]
-    else:
-        others = [oracle.logits(row, [number - 1])]
-    others.append(oracle.logits([1, 5, Image(1, (1, 7)), 9], [number]))
-    finite = torch.isfinite(logits)
-    assert all((other - logits)[finite].abs().max() > 0.05 for other in others)
+
+    def logits(index: int, question: int, number: int) -> torch.Tensor:
+        return oracle.logits([1, 5, Image(index, (1, question)), 9], [number])
+
+    shown = logits(0, 7, 4)
+    finite = torch.isfinite(shown)
+    for other in (logits(1, 7, 4), logits(0, 8, 4) if name == "quecc" else logits(0, 7, 3)):
+        assert (other - shown)[finite].abs().max() > 0.05
 
 
 def test_the_oracle_judges_every_token():

@@ -1,26 +1,13 @@
 """Random prompts and chats, with what they mean beside them."""
 
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .oracle_text import IMAGE
 
 
-WORDS = (
-    "What",
-    "is",
-    "here?",
-    "a",
-    "red",
-    "shoe",
-    "List the items.",
-    "Ünïcode ☃",
-    "</s>",
-    "  ",
-    "1 2 3",
-    "x\ny",
-    "USER:",
-)
+PLAIN = ("What", "is", "here?", "a", "red", "shoe", "List the items.")
+WORDS = (*PLAIN, "Ünïcode ☃", "</s>", "  ", "1 2 3", "x\ny", "USER:")
 
 
 class Prompt(NamedTuple):
@@ -30,7 +17,7 @@ class Prompt(NamedTuple):
 
 
 def words(rng: Random, low: int = 1, high: int = 4, plain: bool = False) -> str:
-    return " ".join(rng.choice(WORDS[: 7 if plain else None]) for _ in range(rng.randint(low, high)))
+    return " ".join(rng.choice(PLAIN if plain else WORDS) for _ in range(rng.randint(low, high)))
 
 
 def random_prompt(rng: Random, is_asked: bool = False) -> Prompt:
@@ -53,16 +40,15 @@ def random_prompt(rng: Random, is_asked: bool = False) -> Prompt:
 
 class Chat(NamedTuple):
     messages: list[dict]
-    numbers: list[Any]  # per image, what its content item asks for, or None
+    numbers: list[int | None]  # per image, what its content item asks for, or None
     questions: list[str]
 
 
-def random_chat(rng: Random, images: list[dict], number: Any, last: str = "user") -> Chat:
+def random_chat(rng: Random, images: list[dict], most: int | None) -> Chat:
     """
     Args:
         images: Of the content items, without a type.
-        number: A function that draws what an item asks for, or None.
-        last: Who speaks last.
+        most: Greatest number of visual tokens that an item may ask for; None where none does.
     """
     messages, numbers, questions, left = [], [], [], list(images)
     if rng.random() < 0.2:
@@ -72,16 +58,14 @@ def random_chat(rng: Random, images: list[dict], number: Any, last: str = "user"
         content, here = [], left if turn == num_turns - 1 else left[: rng.randint(0, len(left))]
         left = left[len(here) :]
         for image in here:
-            item = {"type": "image", **image}
-            numbers.append(number())
-            if numbers[-1] is not None:
-                item["num_visual_tokens"] = numbers[-1]
-            content.append(item)
+            number = rng.randint(1, most) if most is not None and rng.random() < 0.7 else None
+            numbers.append(number)
+            content.append({"type": "image", **image, **({} if number is None else {"num_visual_tokens": number})})
         question = words(rng, plain=True) + rng.choice(("", "", f" {IMAGE}"))
         content.insert(rng.randint(0, len(content)), {"type": "text", "text": question})
         questions += [question.replace(IMAGE, "< image>").strip()] * len(here)
         is_text = not here and rng.random() < 0.5
         messages.append({"role": "user", "content": question if is_text else content})
-        if turn < num_turns - 1 or last == "assistant":
+        if turn < num_turns - 1:
             messages.append({"role": "assistant", "content": words(rng, plain=True)})
     return Chat(messages, numbers, questions)

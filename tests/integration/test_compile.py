@@ -91,13 +91,6 @@ def test_decoding_step_at_several_m(reference, graphs, name):
     assert 1 <= len(graphs) <= 2
 
 
-def test_whole_model_on_a_batch_that_is_resized(reference):
-    torch._dynamo.reset()
-    model = random_model()
-    model.forward = torch.compile(model.forward, backend="eager")
-    assert_same_answers(model, reference, [BATCH], 3, cache_implementation="static")
-
-
 @pytest.mark.parametrize("cache_implementation", ["static", pytest.param("dynamic", marks=pytest.mark.slow)])
 def test_decoder(reference, graphs, cache_implementation):
     """

@@ -99,8 +99,9 @@ def test_a_model_is_pushed_with_a_card(request, hub, environment, tmp_path, kind
     run_python(PUSH + PUSH_IN_EVERY_ORDER, str(folder), "", environment=environment, folder=tmp_path)
     for name in ("you/processor-first", "you/model-first", "you/saved"):
         card = hub.card(name)
-        assert card.data.tags == [f"{kind}-llava", *["mine"] * (name != "you/saved")]
-        assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "image-text-to-text")
+        data = card.data.to_dict()
+        assert data["tags"] == [f"{kind}-llava", *["mine"] * (name != "you/saved")]
+        assert (data["library_name"], data["pipeline_tag"]) == ("transformers", "image-text-to-text")
         assert {"mqt": "any number from 1 to\n16 per image", "quecc": "here 36 per image"}[kind] in card.text
         assert "More Information Needed" not in card.text and str(folder) not in card.content
     if kind == "mqt":

@@ -23,6 +23,16 @@ ROWS = ([4, 4], [2], [])  # visual tokens of the images of each prompt
 NEW = {"max_new_tokens": 6}
 
 
+@pytest.mark.parametrize("case, kwargs", [(MQT, {"num_visual_tokens": 3}), (QUECC, {})], ids=["mqt", "quecc"])
+def test_a_compiled_forward_generates_the_same(case, kwargs):
+    """Also where graphs break."""
+    torch._dynamo.reset()
+    model, inputs = case.make_model(), {**case.make_inputs(*case.rows), **kwargs, "max_new_tokens": 4}
+    expected = model.generate(**inputs)
+    model.forward = torch.compile(model.forward, backend="eager")
+    assert torch.equal(model.generate(**inputs, cache_implementation="static"), expected)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")

@@ -12,6 +12,7 @@ from mqt_llava import AdaptiveBudget
 from tests.builders.configs import DECODERS, TEXT_CONFIG, VISION_CONFIG, decoder_config, tiny_config
 from tests.builders.models import random_model
 from tests.builders.prompts import prompt_rows, random_pixels
+from tests.builders.turns import text_of
 
 
 NEW, MARGIN = 6, 1e-4
@@ -361,11 +362,10 @@ def test_the_visual_tokens_processed_are_counted(tiny_model, inputs, kwargs):
 def test_text_alone_and_encoded_images_run_no_vision_tower(tiny_model, inputs):
     encoded = tiny_model.get_image_features(inputs["pixel_values"])
     before = [tokens.clone() for tokens in encoded.pooler_output]
-    prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     budget = dividing_budget(tiny_model, inputs, [1, 4, 16])
     expected = generate(tiny_model, inputs, budget)
     with Counter(tiny_model) as counter:
-        output = generate(tiny_model, {**prompt, "mm_encoder_outputs": {"image": encoded}}, budget)
+        output = generate(tiny_model, {**text_of(inputs), "mm_encoder_outputs": {"image": encoded}}, budget)
         text = prompt_rows(ROWS[2:3] * 2, [])
         answer = generate(tiny_model, text, budget)
     assert counter.num_encoded == 0

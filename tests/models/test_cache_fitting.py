@@ -33,13 +33,15 @@ def test_same_m_equals_a_fresh_run(tiny_model, first, made_with, m):
 @pytest.mark.parametrize("m", [None, 9])
 @pytest.mark.parametrize("with_counts", [True, False])
 def test_only_the_new_image_is_passed(tiny_model, m, with_counts):
-    """As transformers' own models go on: full ids, but only what the cache does not hold yet."""
-    chat, cache = Chat(1, 11, "a", 12, 0, 13), DynamicCache(config=tiny_model.config)
-    chats = go_on([chat], ask(tiny_model, batch([chat], at(9)), past_key_values=cache)[1], "b", 43)
+    """As transformers' own models go on: full ids, but only what the cache does not hold yet; here of one prompt."""
+    chats, cache = [Chat(1, 11, "a", 12, 13), Chat(1, "c", 11)], DynamicCache(config=tiny_model.config)
+    go_on(chats, ask(tiny_model, batch(chats, at(9)), past_key_values=cache)[1], 43)
+    chats[0].pieces[-1:] = ["b", 44]
+    chats[1].pieces += [45] * 9
     inputs = batch(chats, at(9))
-    inputs["pixel_values"], counts = inputs["pixel_values"][1:], inputs.pop("visual_token_counts")
+    inputs["pixel_values"], counts = inputs["pixel_values"][1:2], inputs.pop("visual_token_counts")
     if with_counts:
-        inputs["visual_token_counts"] = counts[1:]
+        inputs["visual_token_counts"] = counts[1:2]
     answers = ask(tiny_model, inputs, num_visual_tokens=m, past_key_values=cache)[1]
     assert answers == fresh(tiny_model, chats, at(9))
 
@@ -80,6 +82,13 @@ def test_embeddings_beside_a_cache_that_ends_around_an_image(tiny_model, num_cac
             tiny_model.generate(**call)
     else:
         assert tiny_model.generate(**call)[0, -NEW:].tolist() == expected
+
+
+def test_processors_of_logits_see_the_whole_prompt(tiny_model, first):
+    cache, chats = first
+    inputs, seen = batch(chats, COUNTS), []
+    ask(tiny_model, inputs, past_key_values=cache, logits_processor=[lambda ids, logits: seen.append(ids) or logits])
+    assert torch.equal(seen[0], inputs["input_ids"])
 
 
 def test_a_further_image(tiny_model, first):

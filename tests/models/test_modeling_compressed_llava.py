@@ -223,8 +223,13 @@ def check_assembled(model, vision, text, tmp_path, case: Case = MQT):
         (MQT, "siglip_vision_model", "qwen2", {"max_visual_tokens": 16, "vision_feature_layer": -1}),
         (MQT, "dinov2", "gpt2", {"max_visual_tokens": 4, "vision_feature_layer": 2}),
         (MQT, "clip_vision_model", "gemma", {"max_visual_tokens": 16, "resampler_num_attention_heads": 4}),
-        (QUECC, "clip_vision_model", "llama", {"vision_context_layers": [1, 2]}),
-        (QUECC, "dinov2_with_registers", "gpt2", {"vision_context_layers": [-3, 1], "vision_feature_layer": 1}),
+        (QUECC, "clip_vision_model", "llama", {"kernel_size": 2, "vision_context_layers": [1, 2]}),
+        (
+            QUECC,
+            "dinov2_with_registers",
+            "gpt2",
+            {"kernel_size": 2, "vision_context_layers": [-3, 1], "vision_feature_layer": 1},
+        ),
     ],
 )
 @pytest.mark.parametrize("source", ["folders", "objects"])
@@ -235,7 +240,6 @@ def test_assembling_a_model_from_two(case, vision_name, text_name, kwargs, sourc
         vision_source, text_source = str(tmp_path / "vision"), tmp_path / "text"
         vision.save_pretrained(vision_source)
         text.save_pretrained(text_source)
-    kwargs = {"kernel_size": 2, **kwargs} if case is QUECC else kwargs
     model = case.model_class.from_vision_text_pretrained(vision_source, text_source, **kwargs)
     assert type(model) is case.model_class
     assert not model.training

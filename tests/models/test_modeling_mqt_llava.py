@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaModel
+from mqt_llava.models.model_card import usage
 from mqt_llava.models.modeling_mqt_llava import MQTLlavaResampler, sine_cosine_positions
 from tests.builders.configs import tiny_config
 from tests.builders.models import count_calls, random_model
@@ -269,3 +270,8 @@ def test_new_weights_are_of_the_expected_size():
     # The vision tower starts by its own rules: CLIP's query projections are scaled by width and depth.
     weight = model.model.vision_tower.encoder.layers[0].self_attn.q_proj.weight
     assert abs(weight.std() - (32 * 2 * 3) ** -0.5) < 0.01
+
+
+@pytest.mark.parametrize("most, few", [(256, 16), (4, 1)])
+def test_a_card_shows_few_visual_tokens(most, few):
+    assert f'{{"num_visual_tokens": {few}}}' in usage(MQTLlavaForConditionalGeneration.card_texts, "you/yours", most)

@@ -97,7 +97,8 @@ def test_deep_pixels_are_the_original_codes_with_a_warning(processor, tmp_path, 
 
 @pytest.mark.parametrize("mode", ["I", "F", "RGB", "L", "P", "1"])
 def test_pixels_that_fit_into_8_bits_are_no_reason_to_warn(processor, mode, recwarn):
-    processor(images=make_image().convert(mode))
+    image = make_image().convert(mode)
+    processor(images=[image, image.crop((0, 0, 1, 1)).resize((9, 9))])  # of many values, and of one
     assert not recwarn.list
 
 

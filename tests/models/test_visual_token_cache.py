@@ -8,6 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from mqt_llava import AdaptiveBudget, VisualTokenCache
+from mqt_llava.models.visual_token_cache import CachedPrompts
 from tests.builders.configs import DECODERS, decoder_config, tiny_config
 from tests.builders.models import random_model
 from tests.builders.turns import NEW, Chat, ask, at, batch, fresh, go_on, text_of
@@ -389,3 +390,8 @@ def test_answers_to_one_prompt_in_another_order(model):
     chats = [Chat(*chat.pieces, *answers[0], 21), Chat(*chat.pieces, *answers[1], 21)]
     result = ask(model, batch(chats, at(4)), past_key_values=cache)[1]
     assert result == fresh(model, chats, at(4))  # though the caller left them in the old order
+
+
+def test_runs_of_placeholders_count_as_one_in_the_text_that_prompts_share():
+    row, ids = torch.tensor([[1, 99, 99, 5, 5]]), torch.tensor([1, 99, 5, 5, 6])
+    assert CachedPrompts(row, row.ne(0), [[]], 5).shared_text(0, ids, image_token_id=99) == 4

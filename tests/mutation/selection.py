@@ -27,6 +27,8 @@ class Selection:
         first, last = self.scope(mutant)
         by_line = self.lines.get(mutant.file, {})
         tests = set().union(*(tests for line, tests in by_line.items() if first <= line <= last))
+        if first == 1:  # what is read of an imported module, such as a dataclass's fields, executes no line of it
+            tests |= {test for test in self.seconds if self.is_mirrored(mutant, test)}
         return {test: self.seconds[test] for test in sorted(tests, key=lambda test: self.rank(mutant, test))}
 
     def scope(self, mutant: Mutant) -> tuple[int, int]:
@@ -46,5 +48,7 @@ class Selection:
         """Fast before slow, the mirrored file first; files together, since fixtures live as long as their file."""
         file, seconds = test.partition("::")[0], self.seconds[test]
         pace = 0 if seconds < 0.3 else 1 if seconds < 3 else 2
-        is_mirrored = PurePath(file).stem == f"test_{PurePath(mutant.file).stem}"
-        return pace, not is_mirrored, file, seconds, test
+        return pace, not self.is_mirrored(mutant, test), file, seconds, test
+
+    def is_mirrored(self, mutant: Mutant, test: str) -> bool:
+        return PurePath(test.partition("::")[0]).stem == f"test_{PurePath(mutant.file).stem}"

@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoProcessor, GenerationConfig
 
 from mqt_llava import AdaptiveBudget, MQTLlavaForConditionalGeneration
 from mqt_llava.planning.calibration import Calibration, calibrate
+from tests.builders.chats import assistant, tokenize_chat, user
 from tests.builders.paths import CHECKPOINT, PICTURES
 
 
@@ -31,21 +33,22 @@ def questions():
     rows = []
     for name, pairs in json.loads((PICTURES / "questions.json").read_text()).items():
         for question, answer in pairs:
-            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            messages = [{"role": "user", "content": question}, assistant(answer)]
             rows.append({"messages": messages, "images": [str(PICTURES / name)]})
     return rows
 
 
+def prompt(processor, row: dict):
+    messages = [user(Image.open(row["images"][0]), row["messages"][0]["content"])]
+    return tokenize_chat(processor, messages, add_generation_prompt=True)
+
+
 def test_points_of_the_curve(calibration):
-    assert [(point.accuracy, point.mean_tokens) for point in calibration.at_levels()] == [
-        (0.25, 1),
-        (0.5, 4),
-        (0.75, 16),
-    ]
-    assert (calibration.at(0.0).accuracy, calibration.at(0.0).mean_tokens) == (0.25, 1)
-    point = calibration.at(0.7)  # the first stops at 1, the second at 4, the others at 16
-    assert (point.accuracy, point.mean_tokens) == (0.75, (1 + 4 + 16 + 16) / 4)
-    assert (calibration.oracle().accuracy, calibration.oracle().mean_tokens) == (0.75, (1 + 4 + 16 + 1) / 4)
+    # At 0.7 the first stops at 1, the second at 4, the others at 16.
+    points = [*calibration.at_levels(), calibration.at(0.0), calibration.at(0.7), calibration.oracle()]
+    means = [1, 4, 16, 1, (1 + 4 + 16 + 16) / 4, (1 + 4 + 16 + 1) / 4]
+    assert [point.accuracy for point in points] == [0.25, 0.5, 0.75, 0.25, 0.75, 0.75]
+    assert [point.mean_tokens for point in points] == means
     tokens = [point.mean_tokens for point in calibration.curve()]
     assert tokens == sorted(tokens) and tokens[0] == 1 and tokens[-1] > tokens[0]
 
@@ -75,25 +78,14 @@ def test_the_curve_is_what_generate_does(checkpoint, questions, tmp_path):
     for confidence in (0.0, 0.6, saved["confidence"]):
         levels, answers = [], []
         for row in questions:
-            content = [
-                {"type": "image", "path": row["images"][0]},
-                {"type": "text", "text": row["messages"][0]["content"]},
-            ]
-            inputs = processor.apply_chat_template(
-                [{"role": "user", "content": content}],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-            )
+            inputs = prompt(processor, row)
             budget = AdaptiveBudget([1, 4, 16], confidence, num_probed_tokens=3)
             outputs = model.generate(
                 **inputs, num_visual_tokens=budget, max_new_tokens=64, do_sample=False, return_dict_in_generate=True
             )
             levels.append(outputs.visual_token_level.item())
-            answers.append(
-                processor.decode(outputs.sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            )
+            answer = outputs.sequences[0, inputs["input_ids"].shape[1] :]
+            answers.append(processor.decode(answer, skip_special_tokens=True))
         point = calibration.at(confidence)
         assert sum(levels) / len(levels) == pytest.approx(point.mean_tokens)
         right = [answer.strip() == row["messages"][1]["content"] for answer, row in zip(answers, questions)]
@@ -103,18 +95,7 @@ def test_the_curve_is_what_generate_does(checkpoint, questions, tmp_path):
 def test_an_explicit_budget_goes_before_the_calibrated_one(checkpoint, questions):
     model, processor = checkpoint
     model.generation_config.adaptive_budget = AdaptiveBudget([2, 16], confidence=0.0).to_dict()
-    inputs = processor.apply_chat_template(
-        [
-            {
-                "role": "user",
-                "content": [{"type": "image", "path": questions[0]["images"][0]}, {"type": "text", "text": "?"}],
-            }
-        ],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+    inputs = prompt(processor, questions[0])
     settings = {"max_new_tokens": 2, "return_dict_in_generate": True}
     assert model.generate(**inputs, num_visual_tokens="auto", **settings).visual_token_level.tolist() == [2]
     budget = AdaptiveBudget([4, 16], confidence=0.0)

@@ -18,6 +18,7 @@ from transformers import AutoProcessor
 from transformers.utils.import_utils import is_serve_available
 
 from mqt_llava import MQTLlavaForConditionalGeneration
+from tests.builders.chats import tokenize_chat, user
 from tests.builders.paths import CHECKPOINT, PICTURES, REPOSITORY
 
 
@@ -49,14 +50,7 @@ def expected():
     """What `generate` answers, by number of visual tokens."""
     model = MQTLlavaForConditionalGeneration.from_pretrained(CHECKPOINT)
     processor = AutoProcessor.from_pretrained(CHECKPOINT)
-    content = [{"type": "image", "image": Image.open(MOSAIC)}, {"type": "text", "text": QUESTION}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+    inputs = tokenize_chat(processor, [user(Image.open(MOSAIC), QUESTION)], add_generation_prompt=True)
     with torch.no_grad():
         outputs = {m: model.generate(**inputs, num_visual_tokens=m, max_new_tokens=40) for m in (1, 4, 16)}
     start = inputs["input_ids"].shape[1]

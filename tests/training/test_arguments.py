@@ -15,6 +15,9 @@ from transformers import (
     CLIPVisionModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
 )
 
 from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
@@ -222,6 +225,17 @@ def test_a_checkpoint_with_the_parts_of_another_run(tmp_path):
 def test_the_names_of_a_model_must_be_clear(names):
     with pytest.raises(ValueError, match="Name either `model_name_or_path`, a checkpoint, or both `vision_tower` and"):
         load_model_and_processor(ModelArguments(**names))
+
+
+def test_a_model_of_transformers_own_is_refused(tmp_path):
+    vision, text = CLIPVisionConfig(**VISION_CONFIG), LlamaConfig(**TEXT_CONFIG)
+    LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_index=99)
+    ).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    LlavaProcessor(CLIPImageProcessorPil(), tokenizer).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a 'llava', but must be a checkpoint of this package"):
+        load_model_and_processor(ModelArguments(model_name_or_path=str(tmp_path)))
 
 
 # Conversations

@@ -186,7 +186,7 @@ def test_images_lie_in_the_folder():
         ({"messages": [{"role": "user"}]}, "content of a message is None, but must be text, or text and image blocks"),
         (chat([{"type": "video"}], "A desk."), "content of a message is .*video"),
         (chat([{"type": "text", "text": None}], "A desk."), "content of a message is"),
-        (chat(["What?"], "A desk."), "content of a message is"),
+        (chat([text("What?"), "What?"], "A desk."), "content of a message is"),
         (llava("What?"), "no message is an answer to another"),
         (llava("What?", image="a.jpg"), "no message is an answer to another"),
         ({"conversations": [{"from": "gpt", "value": "A desk."}]}, "no message is an answer"),

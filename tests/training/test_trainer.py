@@ -173,7 +173,7 @@ def test_logged_losses_are_means_over_budgets_and_accumulated_steps(
     model, embedded_processor, image_rows, tmp_path, budgets, steps, names
 ):
     budgets = [FixedBudget(m) for m in budgets]
-    settings = {"gradient_accumulation_steps": steps, "max_steps": 1}
+    settings = {"gradient_accumulation_steps": steps, "max_steps": 1, "average_tokens_across_devices": steps > 1}
     trainer = build_trainer(model, embedded_processor, image_rows, tmp_path, budgets, **settings)
     trainer.train()
     entry = trainer.state.log_history[0]

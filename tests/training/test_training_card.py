@@ -53,12 +53,11 @@ def test_the_card_of_a_run(hub, tmp_path):
     run_python(train, "someone/tiny", environment=environment, folder=tmp_path)
     card = hub.card("you/whole")
     assert {"modeling_mqt_llava.py", "processing_mqt_llava.py", "model.safetensors"} <= set(hub.files("you/whole"))
-    assert card.data.tags == ["mqt-llava", "generated_from_trainer"]
-    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "image-text-to-text")
-    assert (card.data.base_model, card.data.datasets, card.data.language) == (
-        ["someone/tiny"], ["someone/data"], ["en"],
-    )  # fmt: skip
-    assert card.data.license == "apache-2.0", "its base's"
+    data = card.data.to_dict()
+    assert data["tags"] == ["mqt-llava", "generated_from_trainer"]
+    assert (data["library_name"], data["pipeline_tag"]) == ("transformers", "image-text-to-text")
+    assert (data["base_model"], data["datasets"], data["language"]) == (["someone/tiny"], ["someone/data"], ["en"])
+    assert data["license"] == "apache-2.0", "its base's"
     for text in ("# whole\n", "any number from 1 to\n16 per image", "- learning_rate: 0.001", "- Loss: "):
         assert text in card.text
     assert "More information needed" not in card.text and str(tmp_path) not in card.content
@@ -120,6 +119,7 @@ def test_the_card_of_adapters(hub, tmp_path):
     run_python(train, "someone/tiny", environment=hub.environment(tmp_path / "home"), folder=tmp_path)
     card = hub.card("you/adapters")
     assert "adapter_model.safetensors" in hub.files("you/adapters")
-    assert (card.data.library_name, card.data.base_model) == ("peft", ["someone/tiny"])
+    data = card.data.to_dict()
+    assert (data["library_name"], data["base_model"]) == ("peft", ["someone/tiny"])
     assert "More Information Needed" not in card.text and "More information needed" not in card.text
     assert hub.run_card("you/adapters", tmp_path, "import mqt_llava")  # its base came without code

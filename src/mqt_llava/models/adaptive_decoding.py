@@ -407,9 +407,9 @@ class AdaptiveDecoding(PromptFitting):
         for row, entry in enumerate(probed):
             confidence[row, : len(entry.confidence)] = torch.tensor(entry.confidence)
         fitted.outcome = {
-            "visual_token_level": torch.tensor([entry.level for entry in probed], device=ids.device),
+            "visual_token_level": ids.new_tensor([entry.level for entry in probed]),
             "visual_token_confidence": confidence,
-            "visual_tokens_processed": torch.tensor([entry.num_processed for entry in probed], device=ids.device),
+            "visual_tokens_processed": ids.new_tensor([entry.num_processed for entry in probed]),
         }
         return fitted
 

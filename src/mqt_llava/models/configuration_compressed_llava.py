@@ -3,9 +3,9 @@
 
 import operator
 import os
+from numbers import Integral
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 from transformers.utils import is_numpy_array
@@ -49,13 +49,12 @@ def check_num_visual_tokens(
         allowed += ", or a list with one such integer per image"
 
     def check_one(number: Any) -> int:
-        try:
-            if isinstance(number, (bool, np.bool_)):  # NumPy's is an index until 2.3
-                raise TypeError
-            # Integers as they are: `operator.index` would tie a compiled graph to this number.
-            number = number if isinstance(number, int) else operator.index(number)
-        except TypeError:
-            raise TypeError(f"`{name}` is {value!r}, but must be {allowed}.") from None
+        number = plain_numbers(number)
+        # Not all that is an index: NumPy's booleans were until 2.3.
+        if isinstance(number, bool) or not isinstance(number, Integral):
+            raise TypeError(f"`{name}` is {value!r}, but must be {allowed}.")
+        # Integers as they are: `operator.index` would tie a compiled graph to this number.
+        number = number if isinstance(number, int) else operator.index(number)
         if not 1 <= number <= max_visual_tokens:
             raise ValueError(f"`{name}` is {value!r}, but must be {allowed}.")
         return number

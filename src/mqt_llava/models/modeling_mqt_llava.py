@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerateOutput
@@ -248,7 +248,7 @@ class MQTLlavaModel(MQTLlavaPreTrainedModel, CompressedLlavaModel):
 
 
 class MQTLlavaForConditionalGeneration(
-    AdaptiveDecoding, MQTLlavaPreTrainedModel, CompressedLlavaForConditionalGeneration
+    AdaptiveDecoding, MQTLlavaPreTrainedModel, CompressedLlavaForConditionalGeneration, GenerationMixin
 ):
     """MQT-LLaVA with its language model head: answers questions about images at any number of visual tokens."""
 

@@ -238,7 +238,7 @@ def is_padded_on_the_left(attention_mask: torch.Tensor) -> bool:
 
 def num_copies(config: GenerationConfig) -> int:
     """How often transformers' `generate` repeats each prompt."""
-    return max(config.num_beams or 1, config.num_return_sequences or 1)
+    return max(config.num_beams, config.num_return_sequences)
 
 
 def hide_placeholders(ids: torch.Tensor, num_columns: int, image_token_id: int) -> torch.Tensor:

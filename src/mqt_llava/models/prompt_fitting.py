@@ -260,7 +260,7 @@ class PromptFitting(CacheFitting):
                 answers = sequences if fitted.ids is None else sequences[:, fitted.ids.shape[1] :]
                 cached = cached.select(torch.arange(len(cached.ids)).repeat_interleave(num_copies(config)))
                 # The rows of a beam search are not those of the sequences that it returns.
-                if (config.num_beams or 1) == 1 and cached.ids.shape[1] + answers.shape[1] >= num_columns:
+                if config.num_beams == 1 and cached.ids.shape[1] + answers.shape[1] >= num_columns:
                     cached = cached.extended(answers)
                 cached = cached.first(num_columns)
             remember_prompts(cache, cached)

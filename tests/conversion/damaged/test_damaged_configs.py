@@ -1,6 +1,5 @@
 """Configs that hold anything."""
 
-import json
 import shutil
 import time
 
@@ -67,8 +66,7 @@ def test_config_values_of_wrong_types(original, refused, monkeypatch, name, valu
     ],
 )
 def test_vision_config_values_of_wrong_types(original, refused, name, value):
-    saved = json.loads((original.vision_tower / "config.json").read_text()) | {name: value}
-    original.write(original.vision_tower / "config.json", json.dumps(saved))
+    original.edit(original.vision_tower / "config.json", **{name: value})
     refused(original.folder)
 
 
@@ -90,8 +88,7 @@ def test_vision_config_values_of_wrong_types(original, refused, name, value):
     ],
 )
 def test_preprocessing_of_wrong_types(original, refused, name, value):
-    saved = json.loads((original.vision_tower / "preprocessor_config.json").read_text()) | {name: value}
-    original.write(original.vision_tower / "preprocessor_config.json", json.dumps(saved))
+    original.edit(original.vision_tower / "preprocessor_config.json", **{name: value})
     message = refused(original.folder)
     assert "preprocessor_config.json" in message or "image processor" in message
 
@@ -99,8 +96,7 @@ def test_preprocessing_of_wrong_types(original, refused, name, value):
 @pytest.mark.parametrize("what", ["language model", "vision tower"])
 def test_a_million_layers_are_refused_at_once(original, refused, what):
     folder = original.folder if what == "language model" else original.vision_tower
-    saved = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 10**6}
-    original.write(folder / "config.json", json.dumps(saved))
+    original.edit(folder / "config.json", num_hidden_layers=10**6)
     start = time.process_time()
     message = refused(original.folder)
     assert f"num_hidden_layers of the {what}" in message and "but there are weights of " in message

@@ -63,8 +63,7 @@ def test_tokenizer_that_has_an_image_token(original, convert):
     ],
 )
 def test_special_ids_that_do_not_fit(original, refused, file, name, value, message):
-    saved = json.loads((original.folder / file).read_text()) | {name: value}
-    original.write(file, json.dumps(saved))
+    original.edit(file, **{name: value})
     assert message in refused(original.folder)
 
 
@@ -94,6 +93,5 @@ def test_tokenizer_json_that_is_none(original, refused, text):
     [("legacy", "false"), ("add_bos_token", "false"), ("add_eos_token", 1), ("model_max_length", "2048")],
 )
 def test_tokenizer_settings_of_wrong_types(original, refused, name, value):
-    saved = json.loads((original.folder / "tokenizer_config.json").read_text()) | {name: value}
-    original.write("tokenizer_config.json", json.dumps(saved))
+    original.edit("tokenizer_config.json", **{name: value})
     assert f"tokenizer_config.json: {name} is {value!r}, but must be of the type " in refused(original.folder)
