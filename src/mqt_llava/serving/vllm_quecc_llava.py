@@ -1,6 +1,6 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
 """
-QueCC-LLaVA through vLLM's Transformers backend: this package's own model, with vLLM's attention and linear layers in it.
+QueCC-LLaVA through vLLM's Transformers backend: our own model, with vLLM's attention and linear layers in it.
 
 The contract: an image is encoded for the question that transformers' processor would find in the prompt, or for the
 one that `mm_processor_kwargs={"query": ...}` brings. The question is a field of the image's item and part of what
@@ -195,15 +195,13 @@ class QueCCLlavaForVLLM(CompressedLlavaForVLLM):
             `(visual tokens, hidden size)` of each image.
         """
         questions = list(kwargs["query_input_ids"])
+        most = self.vllm_config.scheduler_config.max_num_batched_tokens
         embeddings: list[torch.Tensor] = []
-        for run in runs_within(
-            [len(one) for one in questions], self.vllm_config.scheduler_config.max_num_batched_tokens
-        ):
+        for run in runs_within([len(question) for question in questions], most):
             images = {name: value[run] for name, value in kwargs.items()}
             images["query_input_ids"] = pad_sequence(questions[run], batch_first=True)
-            images["query_attention_mask"] = pad_sequence(
-                [torch.ones_like(one) for one in questions[run]], batch_first=True
-            )
+            masks = [torch.ones_like(question) for question in questions[run]]
+            images["query_attention_mask"] = pad_sequence(masks, batch_first=True)
             with ordinary_decoder(self.model.language_model, self.vllm_config):
                 embeddings += super().embed_multimodal(**images)
         return embeddings
