@@ -21,7 +21,8 @@ QUESTIONS = [
     "Wie groß ist die 猫 🙂, and how many of them are  there ?",
     "Tell me everything, " + "and more of it, " * 12 + "please.",
 ]
-ANSWERED = "USER: <image>\nWhat is it? ASSISTANT: A shoe.</s>USER: {} ASSISTANT:"
+SYSTEM = chat("").prompt.partition("USER:")[0]
+ANSWERED = SYSTEM + "USER: <image>\nWhat is it? ASSISTANT: A shoe.</s>USER: {} ASSISTANT:"
 CASES = [
     *(chat(question, image) for image, question in product(IMAGES, QUESTIONS)),
     chat("What are they?", *IMAGES),
@@ -36,11 +37,13 @@ CASES = [
     Case(ANSWERED.format("Of which colour?"), (LANDSCAPE,), query="Of which colour?"),
     Case(ANSWERED.format("<image>\nAnd this?"), (LANDSCAPE, SQUARE), query=("What is it?", "Is it large?")),
     Case("USER: <image> ASSISTANT:", (SQUARE,), query="Of which colour?"),
-    Case("USER: Is there any footwear? ASSISTANT:"),
+    chat("Is there any footwear?"),
 ]
 # Images and questions that CASES hold, each but once.
 NUM_ENCODED = 8 + 2 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1
-CHUNKED = {"max_num_batched_tokens": 48, "max_num_seqs": 6, "mm_processor_cache_gb": 0, "enable_prefix_caching": False}
+# In chunks, and with nothing kept.
+SMALL = {"max_num_batched_tokens": 48, "max_num_seqs": 6, "enable_chunked_prefill": True}
+SMALL |= {"mm_processor_cache_gb": 0, "enable_prefix_caching": False}
 
 
 @pytest.fixture(scope="module")
@@ -81,22 +84,15 @@ def test_tokens_and_prompts_are_those_of_transformers(ask_eager, theirs):
     assert encoded == []
 
 
-@pytest.mark.parametrize("kwargs", [{"enforce_eager": False}, CHUNKED], ids=["compiled", "chunked"])
+@pytest.mark.parametrize("kwargs", [{"enforce_eager": False}, SMALL], ids=["compiled", "chunked"])
 def test_other_engines(engine, quecc, theirs, kwargs):
-    """In chunks, fewer tokens are read at once than the questions of a batch have."""
+    """The chunks hold fewer tokens than the questions of a batch, so that these are split over passes."""
     check(engine(quecc, **kwargs)(CASES)[0], theirs)
 
 
 def test_the_question_makes_a_difference(theirs):
     """The prompts are the same, the questions are not."""
-    plain, asked = (
-        next(
-            answer
-            for case, answer in zip(CASES, theirs)
-            if case.prompt == ANSWERED.format("Of which colour?") and test(case.query)
-        )
-        for test in (lambda query: query is None, lambda query: query)
-    )
+    plain, asked = (theirs[index] for index in (11, 16))
     assert plain.prompt_ids == asked.prompt_ids and plain.ids != asked.ids
 
 
