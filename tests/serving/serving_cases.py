@@ -39,6 +39,7 @@ class Case:
     prompt: str
     images: tuple[Path, ...] = ()
     m: int | tuple[int, ...] | None = None
+    query: str | tuple[str, ...] | None = None  # of QueCC-LLaVA, instead of the prompt's own questions
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,12 @@ def golden_cases() -> list[Case]:
     return [*cases, Case(first.prompt, first.images), Case(first.prompt, first.images, 4)]
 
 
-def widen_heads(folder: Path) -> None:
+def widen_heads(folder: Path, times: int = 2) -> None:
     """
-    Makes the decoder's attention heads twice as wide, and leaves all it computes as it is.
+    Makes the decoder's attention heads some times as wide, and leaves all it computes as it is.
 
-    vLLM's attention on a CPU knows no heads of 16, which the original's have. Rotary embeddings turn channel i of 16
-    as fast as channel 2 i of 32; those between stay zero.
+    vLLM's attention on a CPU knows no heads of 16 or 24, which the originals have. Rotary embeddings turn channel i of
+    16 as fast as channel 2 i of 32; those between stay zero.
     """
     config = json.loads((folder / "config.json").read_text())
     text = config["text_config"]
@@ -99,15 +100,15 @@ def widen_heads(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     for name, weight in weights.items():
         if "language_model" in name and re.search(r"[qkv]_proj", name):
-            wide = weight.new_zeros(heads, 2 * width, weight.shape[1])
+            wide = weight.new_zeros(heads, times * width, weight.shape[1])
             # Scores are divided by the root of the width.
-            wide[:, ::2] = weight.unflatten(0, (heads, width)) * (2**0.5 if "q_proj" in name else 1)
+            wide[:, ::times] = weight.unflatten(0, (heads, width)) * (times**0.5 if "q_proj" in name else 1)
             weights[name] = wide.flatten(0, 1)
         elif "language_model" in name and "o_proj" in name:
-            wide = weight.new_zeros(len(weight), heads, 2 * width)
-            wide[:, :, ::2] = weight.unflatten(1, (heads, width))
+            wide = weight.new_zeros(len(weight), heads, times * width)
+            wide[:, :, ::times] = weight.unflatten(1, (heads, width))
             weights[name] = wide.flatten(1)
-    text["head_dim"] = 2 * width
+    text["head_dim"] = times * width
     (folder / "config.json").write_text(json.dumps(config))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -128,6 +129,7 @@ def ask_transformers(checkpoint: Path, cases: list[Case]) -> list[Answer]:
             text=case.prompt,
             num_visual_tokens=list(case.m) if isinstance(case.m, tuple) else case.m,
             return_tensors="pt",
+            **({} if case.query is None else {"query": case.query}),
         )
         output = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
         prompt_ids = inputs["input_ids"][0].tolist()
@@ -142,29 +144,37 @@ class Engine:
     def __init__(self, checkpoint: Path, **kwargs):
         from vllm import LLM
 
-        from mqt_llava import MQTLlavaModel
+        from mqt_llava import MQTLlavaModel, QueCCLlavaModel
 
         self.encoded = []  # the number of tokens of every image that goes through the encoder
-        get_image_features = MQTLlavaModel.get_image_features
-
-        def counted(model, pixel_values, visual_token_counts=None, **kwargs):
-            self.encoded += visual_token_counts.tolist()
-            return get_image_features(model, pixel_values, visual_token_counts, **kwargs)
-
-        MQTLlavaModel.get_image_features = counted
+        for model_class in (MQTLlavaModel, QueCCLlavaModel):
+            model_class.get_image_features = self.counting(model_class.get_image_features)
         settings = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, **kwargs}
         self.llm = LLM(str(checkpoint), **settings)
-        self.encoded.clear()  # of the images that vLLM reserves memory with
         self.check_reserved_images()
+        self.encoded.clear()  # of the images that vLLM reserves memory with
 
+    def counting(self, get_image_features):
+        def counted(*args, **kwargs):
+            output = get_image_features(*args, **kwargs)
+            self.encoded += [len(tokens) for tokens in output.pooler_output]
+            return output
+
+        return counted
+
+    @torch.inference_mode()
     def check_reserved_images(self):
         """They are as large as a request may ask for, whatever the default is. On a CPU vLLM does not encode them."""
         from vllm.multimodal import MULTIMODAL_REGISTRY
+        from vllm.multimodal.utils import group_and_batch_mm_kwargs
 
-        model_config = self.llm.llm_engine.model_config
-        dummy = MULTIMODAL_REGISTRY.create_processor(model_config).get_dummy_mm_inputs({"image": 1})
-        (placeholder,) = dummy["mm_placeholders"]["image"]
-        assert placeholder.length == model_config.hf_config.max_visual_tokens
+        processor = MULTIMODAL_REGISTRY.create_processor(self.llm.llm_engine.model_config)
+        dummy = processor.get_dummy_mm_inputs({"image": 1})
+        (placeholder,), (item,) = dummy["mm_placeholders"]["image"], dummy["mm_kwargs"]["image"]
+        assert placeholder.length == processor.info.get_hf_processor().max_visual_tokens
+        ((_, _, images),) = group_and_batch_mm_kwargs([("image", item)] * 3)
+        (embeddings,) = self.llm.apply_model(lambda model: model.embed_multimodal(**images))
+        assert [len(tokens) for tokens in embeddings] == [placeholder.length] * 3
 
 
 ENGINE: Engine | None = None
@@ -187,6 +197,8 @@ def ask_engine(cases: list[Case], kwargs: list[dict] | None = None) -> tuple[lis
             prompt["multi_modal_data"] = {"image": [Image.open(path) for path in case.images]}
         if case.m is not None:
             prompt["mm_processor_kwargs"] = {"num_visual_tokens": case.m}
+        if case.query is not None:
+            prompt["mm_processor_kwargs"] = {"query": case.query}
         if kwargs is not None:
             prompt["mm_processor_kwargs"] = kwargs[index]
         prompts.append(prompt)

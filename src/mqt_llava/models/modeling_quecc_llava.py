@@ -102,7 +102,7 @@ class QueCCLlavaResampler(nn.Module):
 
         question = self.ln_text(self.text_proj(question))
         grid = self.q_mlp(patches + question[:, None]).transpose(1, 2).unflatten(-1, (side, side))
-        queries = self.q_downsample(grid).flatten(2).transpose(1, 2)
+        queries = self.q_downsample(grid).flatten(2).transpose(1, 2).contiguous()  # as vLLM's linear layers want it
 
         # (images, windows, heads, 1 query or the patches of a window, width of a head)
         queries = split_heads(self.q_proj(queries)[:, :, None])

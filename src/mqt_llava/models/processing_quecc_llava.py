@@ -102,21 +102,8 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
                 `num_visual_tokens` is another number than the model's own.
         """
         inputs = super().__call__(images=images, text=text, **kwargs)
-        num_images = len(inputs.get("pixel_values", []))
         prompts = [text] if isinstance(text, str) else text or []
-        if query is None:
-            questions = [question for prompt in prompts for question in self.questions(prompt)]
-        else:
-            questions = [query] * num_images if isinstance(query, str) else query
-            if not (
-                isinstance(questions, (list, tuple))
-                and len(questions) == num_images
-                and all(isinstance(question, str) and question.strip() for question in questions)
-            ):
-                raise ValueError(
-                    f"`query` is {query!r}, but must be a question, or a list of one question for each of the "
-                    f"{num_images} images."
-                )
+        questions = self.questions_per_image(prompts, query, len(inputs.get("pixel_values", [])))
         if questions:
             # Text, also where it names the placeholder. Without padding where none is needed, for tokenizers without.
             questions = [question.replace(self.image_token, "< image>") for question in questions]
@@ -138,6 +125,29 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
             query_inputs = {"query_input_ids": ids, "query_attention_mask": mask}
             inputs.update(BatchFeature(query_inputs, tensor_type=return_tensors))
         return inputs
+
+    def questions_per_image(
+        self, prompts: list[str], query: str | list[str] | None, num_images: int, name: str = "query"
+    ) -> list[str]:
+        """
+        The question of each image of some prompts: their own, or what a call passes by an argument of this name.
+
+        Raises:
+            ValueError: An image has no question behind it, or there is not one in the argument for each image.
+        """
+        if query is None:
+            return [question for prompt in prompts for question in self.questions(prompt)]
+        questions = [query] * num_images if isinstance(query, str) else query
+        if not (
+            isinstance(questions, (list, tuple))
+            and len(questions) == num_images
+            and all(isinstance(question, str) and question.strip() for question in questions)
+        ):
+            raise ValueError(
+                f"`{name}` is {query!r}, but must be a question, or a list of one question for each of the "
+                f"{num_images} images."
+            )
+        return list(questions)
 
     def questions(self, prompt: str) -> list[str]:
         """

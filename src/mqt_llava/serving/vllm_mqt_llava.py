@@ -11,34 +11,26 @@ shared too, since vLLM knows a block by the image and the place in it.
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import PIL.Image
 import torch
 import vllm
 from packaging.version import Version
-from vllm.model_executor.models.transformers.causal import CausalMixin
-from vllm.model_executor.models.transformers.multimodal import (
-    MultiModalDummyInputsBuilder,
-    MultiModalMixin,
-    MultiModalProcessingInfo,
-    MultiModalProcessor,
-)
+from vllm.model_executor.models.transformers.multimodal import MultiModalDummyInputsBuilder
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import PlaceholderRange
-from vllm.multimodal.parse import MultiModalDataParser
 
 from ..models.configuration_compressed_llava import check_num_visual_tokens
-from ..models.modeling_compressed_llava import NEVER
-from ..models.processing_compressed_llava import to_rgb
+from .vllm_compressed_llava import (
+    CompressedLlavaForVLLM,
+    CompressedLlavaProcessingInfo,
+    CompressedLlavaVLLMProcessor,
+)
 
 
 if TYPE_CHECKING:
     from vllm.inputs import MultiModalInput
     from vllm.multimodal.processing import ProcessorInputs, TimingContext
-
-    from ..models.processing_mqt_llava import MQTLlavaProcessor
 
 
 NAME = "num_visual_tokens"
@@ -53,30 +45,8 @@ if not SHARES_ENCODINGS:
     )
 
 
-class MQTLlavaDataParser(MultiModalDataParser):
-    def _parse_image_data(self, data: Any) -> Any:
-        # As everywhere in this package, before vLLM shows what is transparent on white.
-        if isinstance(data, PIL.Image.Image):
-            data = to_rgb(data, 0)
-        elif isinstance(data, (list, tuple)):
-            data = [to_rgb(image, i) if isinstance(image, PIL.Image.Image) else image for i, image in enumerate(data)]
-        return super()._parse_image_data(data)
-
-
-class MQTLlavaProcessingInfo(MultiModalProcessingInfo):
-    def get_data_parser(self) -> MultiModalDataParser:
-        return MQTLlavaDataParser(
-            expected_hidden_size=self._get_expected_hidden_size(),
-            allow_missing_mm_embeddings=self.allow_missing_mm_embeddings,
-        )
-
-    def get_hf_processor(self, **kwargs: object) -> "MQTLlavaProcessor":
-        # One for every m: by default vLLM would load a processor from its folder for each m that is asked for.
-        return super().get_hf_processor()
-
-    def get_max_image_tokens(self) -> int:
-        """M, whatever the engine's default is: a request may ask for it."""
-        return self.get_hf_processor().max_visual_tokens
+class MQTLlavaProcessingInfo(CompressedLlavaProcessingInfo):
+    allowed_keywords = (NAME,)
 
     def num_visual_tokens_per_image(self, request_kwargs: Mapping[str, object], num_images: int | None) -> list[int]:
         """
@@ -87,28 +57,14 @@ class MQTLlavaProcessingInfo(MultiModalProcessingInfo):
             TypeError: It is neither an integer nor a list of integers.
             ValueError: It is outside 1..M, a list has not one entry per image, or the request has other keywords.
         """
-        kwargs = flat(request_kwargs)
-        if others := sorted(set(kwargs) - {NAME}):
-            raise ValueError(
-                f"`mm_processor_kwargs` has {', '.join(map(repr, others))}, but only {NAME!r} is allowed."
-            )
         processor = self.get_hf_processor()
         (default,) = processor.num_visual_tokens_per_image(None, num_images=1)
-        value = {NAME: default, **flat(self.ctx.get_merged_mm_kwargs({})), **kwargs}[NAME]
+        value = {NAME: default, **self.keywords(request_kwargs)}[NAME]
         name = f"mm_processor_kwargs['{NAME}']"
         numbers = check_num_visual_tokens(value, processor.max_visual_tokens, num_images, name)
         if not SHARES_ENCODINGS and len(set(numbers)) > 1:
             raise ValueError(f"`{name}` is {value!r}, but must be one integer with vLLM {vllm.__version__}.")
         return numbers
-
-
-def flat(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords of which some may be meant for images, as vLLM's own models take them."""
-    kwargs = dict(kwargs)
-    of_images = kwargs.pop("images_kwargs", None) or {}
-    if not isinstance(of_images, Mapping):
-        raise TypeError(f"`mm_processor_kwargs['images_kwargs']` is {of_images!r}, but must be a dict.")
-    return {**kwargs, **of_images}
 
 
 def cut_images(inputs: "MultiModalInput", numbers: Iterable[int]) -> "MultiModalInput":
@@ -127,14 +83,7 @@ def cut_images(inputs: "MultiModalInput", numbers: Iterable[int]) -> "MultiModal
     return {**inputs, "prompt_token_ids": [*kept, *ids[end:]], "mm_placeholders": placeholders}
 
 
-class MQTLlavaVLLMProcessor(MultiModalProcessor):
-    @cached_property
-    def leading_ids(self) -> list[int]:
-        """What the tokenizer puts in front of every prompt: BOS, or nothing."""
-        tokenizer = self.info.get_tokenizer()
-        first = tokenizer.encode("a")[:1]
-        return first if first == [tokenizer.bos_token_id] else []
-
+class MQTLlavaVLLMProcessor(CompressedLlavaVLLMProcessor):
     def get_dummy_inputs(self, **kwargs: Any) -> "ProcessorInputs":
         """The images that vLLM reserves memory with have M visual tokens too."""
         self.info.num_visual_tokens_per_image({}, None)  # a wrong default of the engine's is refused when it starts
@@ -142,22 +91,11 @@ class MQTLlavaVLLMProcessor(MultiModalProcessor):
         return replace(super().get_dummy_inputs(**kwargs), hf_processor_mm_kwargs=most)
 
     def apply(self, inputs: "ProcessorInputs", timing_ctx: "TimingContext") -> "MultiModalInput":
-        processor = self.info.get_hf_processor()
-        num_tokens = inputs.prompt.count(processor.image_token_id)
-        num_images = inputs.mm_data_items.get_all_counts().get("image", 0)
-        if num_tokens != num_images:  # vLLM would leave the placeholders of too few images as they are
-            raise ValueError(
-                f"The prompt has {num_tokens} {processor.image_token} tokens, but {num_images} images were passed: "
-                "there must be one for each."
-            )
-        # In chats vLLM leaves BOS to the chat template, transformers leaves it to the tokenizer.
-        prompt = inputs.prompt
-        if prompt[:1] != self.leading_ids:
-            prompt = [*self.leading_ids, *prompt]
-        numbers = self.info.num_visual_tokens_per_image(inputs.hf_processor_mm_kwargs, num_images)
+        inputs = self.with_bos(inputs)
+        numbers = self.info.num_visual_tokens_per_image(inputs.hf_processor_mm_kwargs, self.num_images(inputs))
         # What vLLM's caches know an image by.
         number = self.info.get_max_image_tokens() if SHARES_ENCODINGS or not numbers else numbers[0]
-        inputs = replace(inputs, prompt=prompt, hf_processor_mm_kwargs={NAME: number})
+        inputs = replace(inputs, hf_processor_mm_kwargs={NAME: number})
         whole = super().apply(inputs, timing_ctx)
         return cut_images(whole, numbers) if SHARES_ENCODINGS else whole
 
@@ -165,11 +103,5 @@ class MQTLlavaVLLMProcessor(MultiModalProcessor):
 @MULTIMODAL_REGISTRY.register_processor(
     MQTLlavaVLLMProcessor, info=MQTLlavaProcessingInfo, dummy_inputs=MultiModalDummyInputsBuilder
 )
-class MQTLlavaForVLLM(MultiModalMixin, CausalMixin):
+class MQTLlavaForVLLM(CompressedLlavaForVLLM):
     """An [`MQTLlavaForConditionalGeneration`] on vLLM's Transformers backend."""
-
-    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        logits = super().compute_logits(hidden_states)
-        if logits is not None:  # None on all but the first of parallel workers
-            logits[..., self.config.image_token_id] = NEVER  # as the model's own head does
-        return logits
