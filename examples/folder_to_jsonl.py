@@ -29,7 +29,6 @@ AT_ONCE = "images in memory at once: by default " + ", ".join(
     f"{engine.default_batch_size} with {name}" for name, engine in ENGINES.items()
 )
 OPTIONS = """what else the engine takes, as JSON: {"dtype": "bfloat16"}, for vLLM {"tensor_parallel_size": 2}"""
-KEYS = ("image", "model", "question", "asked_visual_tokens")  # of each line
 
 
 def find_images(folders: list[Path]) -> list[Path]:
@@ -39,25 +38,31 @@ def find_images(folders: list[Path]) -> list[Path]:
     return sorted({path for path in paths if path.is_file()})
 
 
-def read_lines(output: Path) -> list[dict]:
+def find_answered(output: Path, asked: dict) -> set[str]:
     """
-    The lines of an earlier run.
+    The paths of images that have an answer from an earlier run. A line at a time, as there may be a million.
 
     Raises:
-        ValueError: The file holds anything else.
+        ValueError: The file holds anything else than lines of this script.
     """
-    from mqt_llava.files.json_lines import read_json_lines
-
+    answered, start = set(), b'{"image": "'
     try:
-        lines, torn = read_json_lines(output)
-        if not all(isinstance(line, dict) and line.keys() >= set(KEYS) for line in lines):
-            raise ValueError(f"there is a line without {', '.join(KEYS)}")
-        start = b'{"image": "'
-        if torn[: len(start)] != start[: len(torn)]:
-            raise ValueError("it ends in something else")
+        with open(output, "rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):  # a kill tore it, and the next line replaces it
+                    if line[: len(start)] != start[: len(line)]:
+                        raise ValueError("it ends in something else")
+                    break
+                row = json.loads(line)
+                if not (isinstance(row, dict) and row.keys() >= {"image", *asked}):
+                    raise ValueError(f"there is a line without image, {', '.join(asked)}")
+                if row.items() >= asked.items() and "answer" in row:
+                    answered.add(row["image"])
+    except FileNotFoundError:
+        pass
     except ValueError as error:
         raise ValueError(f"{output} is there, but was not written by this script: {error}") from error
-    return lines
+    return answered
 
 
 def to_num_visual_tokens(text: str) -> int | str:
@@ -124,19 +129,19 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--question is empty")
     if args.engine == "vllm" and importlib.util.find_spec("vllm") is None:
         parser.error('--engine vllm needs vLLM: pip install "mqt_llava[serve]"')
+    asked = {"model": args.model, "question": args.question, "asked_visual_tokens": args.num_visual_tokens}
     try:
-        earlier = read_lines(args.output)
+        answered = find_answered(args.output, asked)
         args.output.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         parser.error(f"--output: {error}")
 
-    asked = {"model": args.model, "question": args.question, "asked_visual_tokens": args.num_visual_tokens}
-    is_answered = {line["image"] for line in earlier if line.items() >= asked.items() and "answer" in line}
     paths = find_images(args.folders)
-    to_do = [path for path in paths if str(path) not in is_answered]
+    to_do = [path for path in paths if str(path) not in answered]
     print(f"{len(paths)} images, {len(paths) - len(to_do)} of them answered already")
     if not to_do:
         return
+
     # Slow to import, and so after the flags.
     from transformers import AutoConfig
 
