@@ -5,7 +5,6 @@ Both answer greedily, in the checkpoint's own precision, and read the same token
 """
 
 from argparse import Namespace
-from typing import Any
 
 from PIL import Image
 
@@ -21,7 +20,7 @@ class TransformersEngine:
 
     default_batch_size = 16
 
-    def __init__(self, args: Namespace, config: Any):
+    def __init__(self, args: Namespace):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         options = {"device_map": "auto", **args.engine_options}
@@ -57,15 +56,16 @@ class VLLMEngine:
 
     default_batch_size = 256
 
-    def __init__(self, args: Namespace, config: Any):
-        from transformers import AutoProcessor
+    def __init__(self, args: Namespace):
+        from transformers import AutoConfig, AutoProcessor
         from vllm import LLM, SamplingParams
 
         # By itself vLLM would run a checkpoint in float32 with 16 bits.
-        self.llm = LLM(args.model, **{"dtype": config.dtype or "auto", **args.engine_options})
+        dtype = AutoConfig.from_pretrained(args.model).dtype or "auto"
+        self.llm = LLM(args.model, **{"dtype": dtype, **args.engine_options})
         self.args = args
         self.processor = AutoProcessor.from_pretrained(args.model)
-        text = self.processor.apply_chat_template(ask(args.question), add_generation_prompt=True)
+        text = self.processor.apply_chat_template(ask(args.question), add_generation_prompt=True, tokenize=False)
         # Without BOS, which this package's plugin puts in front where the template does not: as transformers does.
         self.prompt_ids = self.processor.tokenizer.encode(text, add_special_tokens=False)
         self.sampling = SamplingParams(temperature=0, max_tokens=args.max_new_tokens, detokenize=False)

@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.num_visual_tokens != "auto" and not 1 <= args.num_visual_tokens <= most:
         parser.error(f"--num-visual-tokens is {args.num_visual_tokens}, but this model has 1 to {most}")
     try:
-        engine = ENGINES[args.engine](args, config)
+        engine = ENGINES[args.engine](args)
     except (OSError, TypeError, ValueError) as error:
         parser.error(f"--model {args.model} cannot be loaded: {error}")
 
