@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
 import pytest
 from PIL import Image, ImageChops
@@ -26,7 +25,6 @@ SCRIPT = REPOSITORY / "examples" / "folder_to_jsonl.py"
 # Of vLLM, with the engine in a process of its own, as users have it.
 ENVIRONMENT = {**os.environ, **serving_cases.ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 ENGINE_OPTIONS = {"transformers": [], "vllm": ["--engine-options", '{"enforce_eager": true}']}  # starts sooner
-ON_VLLM = partial(pytest.param, marks=pytest.mark.vllm)
 
 
 def run(*arguments):
@@ -88,31 +86,39 @@ def test_another_question_adds_lines(folders, tmp_path):
     assert [line["question"] for line in lines_of(output)] == [QUESTION] * 2 + ["Is there any footwear?"] * 2
 
 
-@pytest.mark.parametrize("engine, budget", [("transformers", "16"), ON_VLLM("vllm", "4"), ON_VLLM("vllm", "auto")])
-def test_after_a_kill_it_goes_on(tmp_path, engine, budget):
+@pytest.mark.parametrize(
+    "engine, budget, num_images, batch_size",
+    [
+        ("transformers", "16", 60, 1),
+        pytest.param("vllm", "4", 60, 1, marks=pytest.mark.vllm),
+        pytest.param("vllm", "auto", 60, 1, marks=pytest.mark.vllm),
+        pytest.param("vllm", "auto", 2000, 64, marks=[pytest.mark.vllm, pytest.mark.slow]),
+    ],
+)
+def test_after_a_kill_it_goes_on(tmp_path, engine, budget, num_images, batch_size):
     """And ends with the lines that transformers writes when nothing kills it."""
     folder, output, whole = tmp_path / "images", tmp_path / "killed.jsonl", tmp_path / "whole.jsonl"
     folder.mkdir()
-    for number in range(60):
+    for number in range(num_images):
         picture = Image.open(PICTURES / f"mosaic_{number % 4}.png").convert("RGB")
-        ImageChops.offset(picture, number // 4).save(folder / f"{number:02}.png")
-    options = [folder, "--question", QUESTION, "--num-visual-tokens", budget, "--batch-size", 1]
+        ImageChops.offset(picture, number // 4 % 25, number // 100).save(folder / f"{number:04}.png")
+    options = [folder, "--question", QUESTION, "--num-visual-tokens", budget, "--batch-size", batch_size]
     job = [sys.executable, SCRIPT, *options, "--output", output, "--engine", engine, *ENGINE_OPTIONS[engine]]
     settings = {"args": list(map(str, job)), "env": ENVIRONMENT}
     process = subprocess.Popen(**settings, start_new_session=True)
     deadline = time.monotonic() + 240
-    while not output.exists() or len(output.read_bytes().splitlines()) < 5:
+    while not output.exists() or len(output.read_bytes().splitlines()) < num_images // 12:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)  # with vLLM's own processes, which would outlive it
     process.wait()
     there = output.read_bytes()
-    assert 5 <= there.count(b"\n") < 60
+    assert num_images // 12 <= there.count(b"\n") < num_images
     # Should the kill have met the end of a line, part of one more stands for one that it met in the middle.
     output.write_bytes(there[: there.rfind(b"\n") + 1] + b'{"image": "' + str(folder).encode())
     subprocess.run(**settings, check=True)
     run(*options, "--output", whole)
-    assert output.read_bytes() == whole.read_bytes() and len(lines_of(whole)) == 60
+    assert output.read_bytes() == whole.read_bytes() and len(lines_of(whole)) == num_images
     assert output.read_bytes().startswith(there[: there.rfind(b"\n") + 1])
     assert len({line["answer"] for line in lines_of(whole)}) > 10
 
