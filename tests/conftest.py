@@ -1,5 +1,7 @@
 """Fixtures that test files share: the original checkpoints, converted once per run, and a tiny random model."""
 
+import importlib.util
+
 import pytest
 import torch
 
@@ -14,6 +16,8 @@ torch.set_num_threads(1)
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
+    if item.get_closest_marker("vllm") and importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM needs an environment of its own: nox -s vllm")
 
 
 @pytest.fixture(scope="session")

@@ -1,21 +1,9 @@
-"""Skips everything here where vLLM is not installed, and starts engines and servers where it is."""
+"""Starts engines and servers."""
 
-import importlib.util
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
-
-
-HAS_VLLM = importlib.util.find_spec("vllm") is not None
-
-
-def pytest_collection_modifyitems(items):
-    if not HAS_VLLM:
-        reason = pytest.mark.skip(reason="vLLM needs an environment of its own: nox -s vllm")
-        for item in items:
-            if item.get_closest_marker("vllm"):
-                item.add_marker(reason)
 
 
 def start_process(**kwargs) -> ProcessPoolExecutor:
