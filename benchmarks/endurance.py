@@ -38,7 +38,7 @@ METRICS += ("prefix_cache_queries_total", "prefix_cache_hits_total")
 FLAGS = [
     "--dtype", "float32", "--max-model-len", "1024", "--block-size", "32",
     "--trust-request-mm-kwargs", "--middleware", "mqt_llava.serving.adaptive_middleware.AdaptiveBudgets",
-    "--max-num-batched-tokens", str(4 * M), "--num-gpu-blocks-override", "48", "--mm-processor-cache-gb", "0.005",
+    "--max-num-batched-tokens", str(4 * M), "--num-gpu-blocks-override", "36", "--mm-processor-cache-gb", "0.005",
 ]  # fmt: skip
 COMPARED = 50  # every so many answers
 KILLED_STREAMS = 16
@@ -243,7 +243,7 @@ async def endure(args: argparse.Namespace, server: Server, log: Log, cache_file:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--clients", type=at_least_one, default=8, help="that ask at once")
+    parser.add_argument("--clients", type=at_least_one, default=12, help="that ask at once")
     parser.add_argument("--pictures", type=at_least_one, default=100)
     parser.add_argument("--deadline", type=float, default=120, help="seconds in which whatever begins must end")
     parser.add_argument("--sample-seconds", type=float, default=10)

@@ -38,9 +38,16 @@ def save_models(folder: Path, size: str, dtype: str) -> None:
     )  # fmt: skip
     mqt_processor = MQTLlavaProcessor(pixels, tokenizer, max_visual_tokens=MAX_TOKENS, chat_template=template)
     # LLaVA first: saving ours tells their common parts of its code.
-    for name, parts in {"llava": (llava, llava_processor), "mqt": (mqt, mqt_processor)}.items():
-        for part in parts:
-            part.save_pretrained(folder / name)
+    llava.save_pretrained(folder / "llava", state_dict=published_names(llava.state_dict()))
+    llava_processor.save_pretrained(folder / "llava")
+    mqt.save_pretrained(folder / "mqt")
+    mqt_processor.save_pretrained(folder / "mqt")
+
+
+def published_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """LLaVA's weights as the published checkpoints, and so vLLM, call them."""
+    old, new = "vision_tower.", "vision_tower.vision_model."
+    return {name if new in name else name.replace(old, new): weight for name, weight in weights.items()}
 
 
 class Costs:

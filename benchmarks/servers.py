@@ -83,7 +83,7 @@ class Server:
         except OSError:
             return False
 
-    def read_log(self, characters: int = 4000) -> str:
+    def read_log(self, characters: int = 20000) -> str:
         self.log.seek(0)
         return self.log.read()[-characters:]
 
