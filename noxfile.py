@@ -107,7 +107,7 @@ def vllm(session):
     # It asks for torchvision too, whose builds for GPUs fail on import beside a torch for CPUs. No test needs it.
     unneeded = ["torchvision", "torchaudio", "torchcodec"]
     session.run_install("python", "-m", "pip", "uninstall", "--quiet", "--yes", *unneeded)
-    session.run("python", *(session.posargs or ["-m", "pytest", "-m", "vllm", "tests/serving"]))
+    session.run("python", *(session.posargs or ["-m", "pytest", "-m", "vllm", "tests/serving", "tests/benchmarks"]))
 
 
 @nox.session(venv_backend="none")

@@ -19,7 +19,6 @@ import argparse
 import asyncio
 import json
 import multiprocessing
-import os
 import random
 import tempfile
 import time
@@ -29,7 +28,7 @@ from pathlib import Path
 
 from endurance_load import Load, M, Request, ask_transformers, start_transformers
 from harness import ARGUMENTS, REPOSITORY, SEED, at_least_one, machine
-from servers import Server, vllm_environment, vllm_version
+from servers import Server, vllm_environment, vllm_version, with_benchmarks_on_the_path
 
 
 CHECKPOINT = REPOSITORY / "model_cards" / "mqt-llava-tiny"
@@ -255,9 +254,8 @@ def main() -> None:
         cache_file = Path(folder) / "encoder_cache.json"
         manager = {"encoder_cache_manager_cls": "encoder_cache_log.LoggedEncoderCache"}
         manager["manager_config"] = {"path": str(cache_file)}
-        path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         flags = [*FLAGS, "--ec-manager-config", json.dumps(manager), *args.flags]
-        with Server(str(CHECKPOINT), flags, environment={"PYTHONPATH": path}) as server:
+        with Server(str(CHECKPOINT), flags, with_benchmarks_on_the_path()) as server:
             log = Log(args.output)
             log.write(
                 "begin", **machine("torch", "transformers"), vllm=vllm_version(), flags=[*FLAGS, *args.flags],

@@ -12,9 +12,7 @@ import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from importlib.metadata import packages_distributions, version
-
-
-API_SERVER = ("-m", "vllm.entrypoints.openai.api_server")
+from pathlib import Path
 
 
 def vllm_version() -> str:
@@ -27,6 +25,11 @@ def vllm_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in sorted(os.environ) if name.startswith(("VLLM_", "OMP_"))}
 
 
+def with_benchmarks_on_the_path() -> dict[str, str]:
+    """For a server that is told of a class in this folder."""
+    return {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
 class Server:
     """
     Started and waited for at the beginning of a `with` block, ended at its end.
@@ -34,25 +37,19 @@ class Server:
     Args:
         model: Folder of a checkpoint.
         flags: Of the server.
-        program: What Python runs.
         environment: Besides this process's own.
 
     Raises:
         SystemExit: The server has not come up; the message is the end of its log.
     """
 
-    def __init__(
-        self,
-        model: str,
-        flags: Sequence[str] = (),
-        program: Sequence[str] = API_SERVER,
-        environment: Mapping[str, str] | None = None,
-    ):
+    def __init__(self, model: str, flags: Sequence[str] = (), environment: Mapping[str, str] | None = None):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url, self.model = f"http://127.0.0.1:{port}", model
-        self.command = [sys.executable, *program, "--model", model, "--host", "127.0.0.1", "--port", str(port), *flags]
+        self.command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+        self.command += ["--host", "127.0.0.1", "--port", str(port), *flags]
         self.environment = {**os.environ, **(environment or {})}
 
     def __enter__(self) -> "Server":

@@ -5,13 +5,12 @@ vLLM's server with MQT-LLaVA beside vLLM's own LLaVA, both with the same vision 
         nox -s vllm -- benchmarks/serving_sizes.py --size full --dtype bfloat16 \
         --output benchmarks/results/serving_sizes.json
 
-Three servers, each a process of its own with vLLM's defaults (chunked prefill, prefix caching), take turns: MQT-LLaVA;
-LLaVA; and MQT-LLaVA as it is with a vLLM that the plugin does not know, where an image is encoded once for each number
-of visual tokens and nothing is shared. Two sections:
+Two servers, each with vLLM's defaults (chunked prefill, prefix caching), take turns. Two sections:
 
 1. cold: requests at once, each with a picture that no cache knows.
 2. asked again: each client has such a picture, and asks five questions about it, one after the other. "five m" asks
-   each at another number of visual tokens.
+   each at another number of visual tokens; with "nothing shared" an image is encoded once for each of them, as the
+   plugin does with a vLLM that it does not know.
 
 "auto" is the adaptive budget. Random weights are never confident, so that it climbs to M through all levels: the worst
 case. The prediction is what the FLOPs of `mqt_llava.planning` say of what is compared: an image counted as often as it
@@ -37,22 +36,21 @@ from statistics import mean, median, quantiles
 
 from harness import REPOSITORY, SEED, at_least_one, command_line, compare, machine, save, spread, table, take_turns
 from PIL import Image
-from servers import Server, vllm_environment, vllm_version
+from servers import Server, vllm_environment, vllm_version, with_benchmarks_on_the_path
 from serving import picture
 
 
 QUESTIONS = ("List the items.", "What is there most of?", "Is there a bag?", "What is on the left?", "How many items?")
 FEW_TO_MANY, FIVE = (1, 16, 64, 256), (16, 256, 1, 64, 128)
 M, LLAVA_TOKENS = 256, 576
-MIDDLEWARE = ("--middleware", "mqt_llava.serving.adaptive_middleware.AdaptiveBudgets", "--trust-request-mm-kwargs")
-# The server, told that it does not know this vLLM.
-BEFORE = "import runpy; from mqt_llava.serving import vllm_mqt_llava; vllm_mqt_llava.SHARES_ENCODINGS = False; "
-BEFORE += "runpy.run_module('vllm.entrypoints.openai.api_server', run_name='__main__', alter_sys=True)"
-SERVERS = {
-    "mqt": ("mqt", MIDDLEWARE, {}),
-    "llava": ("llava", (), {}),
-    "before": ("mqt", ("--trust-request-mm-kwargs",), {"program": ("-c", BEFORE)}),
-}
+HEADER = "x-unshared-encodings"
+FLAGS = {
+    "mqt": [
+        "--trust-request-mm-kwargs", "--middleware", "mqt_llava.serving.adaptive_middleware.AdaptiveBudgets",
+        "--middleware", "unshared_encodings.UnsharedEncodings",
+    ],
+    "llava": [],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,14 @@ class Case:
     """
     Args:
         numbers: Of visual tokens: those of requests, in turn; `None` for LLaVA, or "auto".
+        is_shared: Whether an image is encoded once for all of them.
     """
 
     section: str
     name: str
     server: str
     numbers: tuple[int | str | None, ...]
+    is_shared: bool = True
 
     @property
     def questions(self) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ CASES = [
         ("auto", "mqt", ("auto",)),
     )
 ]
-CASES.append(Case("asked again", "five m, nothing shared", "before", FIVE))
+CASES.append(Case("asked again", "five m, nothing shared", "mqt", FIVE, is_shared=False))
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,9 @@ async def ask_all(server: Server, case: Case, urls: list[str], new_tokens: int) 
 
     asked = len(case.questions)
     numbers = list(islice(cycle(case.numbers), len(urls) * asked))
-    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=1800) as client:
+    settings = {"api_key": "none", "max_retries": 0, "timeout": 1800}
+    settings["default_headers"] = {} if case.is_shared else {HEADER: "1"}
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", **settings) as client:
         start = time.perf_counter()
         answers = await asyncio.gather(
             *(ask_about(client, url, numbers[i * asked : (i + 1) * asked]) for i, url in enumerate(urls))
@@ -158,7 +160,7 @@ def case_flops(case: Case, images: int, answers: list[Answer], costs, new_tokens
     most = [M if m == "auto" else m for m in case.numbers]
     if case.section == "cold":
         flops = sum(map(costs.image, islice(cycle(most), images)))
-    elif case.server == "before":
+    elif not case.is_shared:
         flops = images * sum(map(costs.image, most))
     else:
         flops = images * costs.image(None if case.server == "llava" else max(most))
@@ -248,8 +250,8 @@ def main() -> None:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
             process.submit(save_models_elsewhere, folder, args.size, args.dtype).result()
         servers = {
-            name: stack.enter_context(Server(f"{folder}/{model}", [*flags, *own], **program))
-            for name, (model, own, program) in SERVERS.items()
+            name: stack.enter_context(Server(f"{folder}/{name}", [*flags, *own], with_benchmarks_on_the_path()))
+            for name, own in FLAGS.items()
         }
         from served_models import Costs
 
