@@ -107,8 +107,8 @@ def vllm(session):
     # It asks for torchvision too, whose builds for GPUs fail on import beside a torch for CPUs. No test needs it.
     unneeded = ["torchvision", "torchaudio", "torchcodec"]
     session.run_install("python", "-m", "pip", "uninstall", "--quiet", "--yes", *unneeded)
-    suite = ["-m", "pytest", "-m", "vllm and not slow", "tests/serving", "tests/examples/test_folder_to_jsonl.py"]
-    session.run("python", *(session.posargs or suite))
+    suites = ["tests/serving", "tests/benchmarks", "tests/examples/test_folder_to_jsonl.py"]
+    session.run("python", *(session.posargs or ["-m", "pytest", "-m", "vllm and not slow", *suites]))
 
 
 @nox.session(venv_backend="none")

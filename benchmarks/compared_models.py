@@ -55,13 +55,16 @@ SIZES = {
 }
 
 
-def build_models(size: Size, device: str) -> tuple[MQTLlavaForConditionalGeneration, LlavaForConditionalGeneration]:
-    """The two models, which share decoder and head."""
+def build_models(
+    size: Size, device: str, image_token_id: int | None = None
+) -> tuple[MQTLlavaForConditionalGeneration, LlavaForConditionalGeneration]:
+    """The two models, which share decoder and head. The placeholder is by default the vocabulary's last token."""
+    image_token_id = size.vocabulary - 1 if image_token_id is None else image_token_id
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     vision_config = CLIPVisionConfig(**dict(zip(names, size.vision)), image_size=336, patch_size=14)
     text_config = LlamaConfig(**dict(zip(names, size.text)), vocab_size=size.vocabulary, tie_word_embeddings=size.tied)
     llava_config = LlavaConfig(
-        vision_config=vision_config, text_config=text_config, image_token_id=size.vocabulary - 1,
+        vision_config=vision_config, text_config=text_config, image_token_id=image_token_id,
         tie_word_embeddings=size.tied,
     )  # fmt: skip
     with torch.device(device):
@@ -69,7 +72,7 @@ def build_models(size: Size, device: str) -> tuple[MQTLlavaForConditionalGenerat
         vision_tower = CLIPVisionModel._from_config(vision_config, dtype=size.dtype)
     decoder = decoder_of(llava)
     mqt = MQTLlavaForConditionalGeneration.from_vision_text_pretrained(
-        vision_tower, decoder, image_token_id=size.vocabulary - 1, max_visual_tokens=MAX_TOKENS
+        vision_tower, decoder, image_token_id=image_token_id, max_visual_tokens=MAX_TOKENS
     )
     return mqt, llava
 

@@ -14,22 +14,16 @@ import asyncio
 import base64
 import io
 import json
-import os
 import random
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-import urllib.request
 from functools import partial
-from importlib.metadata import packages_distributions, version
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median, quantiles
 
 from harness import REPOSITORY, SEED, command_line, machine, save, table, take_turns
 from PIL import Image
+from servers import Server, vllm_environment, vllm_version
 
 
 QUESTION = "List the items."
@@ -111,11 +105,6 @@ def report(rows: list[dict]) -> str:
     return table(head, lines)
 
 
-def vllm_version() -> str:
-    (distribution,) = packages_distributions()["vllm"]  # builds for CPUs have another name
-    return f"{distribution} {version(distribution)}"
-
-
 def main() -> None:
     parser = command_line(__doc__, rounds={"default": 5})
     parser.add_argument("--model", default=str(REPOSITORY / "model_cards" / "mqt-llava-tiny"))
@@ -127,36 +116,18 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="further flags of the server, behind --")
     args = parser.parse_args()
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url, flags = f"http://127.0.0.1:{port}", ["--trust-request-mm-kwargs", "--dtype", "float32", *args.flags]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", args.model, *flags]
+    flags = ["--trust-request-mm-kwargs", "--dtype", "float32", *args.flags]
     result = {
         **machine("torch", "transformers", "openai"), "vllm": vllm_version(),
         "model": Path(args.model).name, "flags": flags, "requests_at_once": args.requests, "rounds": args.rounds,
         "new_tokens": args.new_tokens,
-        "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(("VLLM_", "OMP_"))},
+        "environment": vllm_environment(),
     }  # fmt: skip
     print(json.dumps(result), flush=True)
-    with tempfile.TemporaryFile("w+") as log:
-        server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stdout=log, stderr=log)
-        try:
-            while True:
-                try:
-                    urllib.request.urlopen(f"{url}/health", timeout=5)
-                    break
-                except OSError:
-                    if server.poll() is not None:
-                        log.seek(0)
-                        raise SystemExit(f"The server has not come up:\n{log.read()[-4000:]}") from None
-                    time.sleep(1)
-            result["rows"] = measure(
-                url, args.model, args.num_visual_tokens, args.rounds, args.requests, args.new_tokens
-            )
-        finally:
-            server.terminate()
-            server.wait()
+    with Server(args.model, flags) as server:
+        result["rows"] = measure(
+            server.url, args.model, args.num_visual_tokens, args.rounds, args.requests, args.new_tokens
+        )
     print(report(result["rows"]))
     save(result, args.output, report(result["rows"]))
 

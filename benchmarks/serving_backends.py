@@ -21,7 +21,7 @@ from itertools import count
 from statistics import median
 
 from harness import SEED, command_line, compare, machine, save, spread, table, take_turns, time_call
-from serving import vllm_version
+from servers import vllm_version
 
 
 WORK = {"prefill": (16, 512, 1), "decode": (16, 16, 64)}  # requests, prompt tokens, new tokens

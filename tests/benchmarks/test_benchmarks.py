@@ -91,7 +91,7 @@ def test_a_result_says_where_it_comes_from_and_what_was_compared(run, name):
         assert f"({least:.2f} to {greatest:.2f})" in one.markdown or f"({least:.3f} to {greatest:.3f})" in one.markdown
 
 
-@pytest.mark.parametrize("name", ["serving", "serving_backends", "convert_7b"])
+@pytest.mark.parametrize("name", ["serving", "serving_backends", "serving_sizes", "endurance", "convert_7b"])
 def test_help_needs_no_torch(name):
     code = "import runpy, sys; sys.modules['torch'] = None; del sys.argv[0]; "
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"

@@ -1,0 +1,112 @@
+"""
+The figure and the summary of a log of `endurance.py`, also of a run that was cut short:
+
+    python benchmarks/endurance_report.py benchmarks/results/endurance.jsonl --figure docs/images/endurance.png
+"""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import median
+
+
+WARM_UP = 0.2  # of the samples, in which caches fill
+
+
+def read_log(path: Path) -> dict[str, list[dict]]:
+    """The log's documents by event. The last line of a run that was cut short may be half a one, and is left out."""
+    events = {name: [] for name in ("begin", "sample", "comparison", "failure", "drained", "killed")}
+    *lines, last = path.read_text().split("\n")
+    for line in lines:
+        event = json.loads(line)
+        events[event["event"]].append(event)
+    return events
+
+
+def growth(samples: list[dict], process: str) -> tuple[float, float, float]:
+    """
+    Resident MB of a process: medians over the first and the last quarter of the samples after the warm-up, and the
+    most of all.
+    """
+    used = [one["rss_mb"][process] for one in samples]
+    kept = used[int(WARM_UP * len(used)) :]
+    quarter = max(len(kept) // 4, 1)
+    return median(kept[:quarter]), median(kept[-quarter:]), max(used)
+
+
+def summarize(events: dict[str, list[dict]]) -> str:
+    """What the log says, as a list in Markdown."""
+    begin, samples = events["begin"][0], events["sample"]
+    last = (events["drained"] or samples)[-1]
+    outcomes = last["outcomes"]
+    total = sum(outcomes.get(name, 0) for name in ("answered", "refused", "cancelled", "failure"))
+    lines = [
+        f"{last['seconds'] / 60:.0f} minutes of {begin['minutes']:g}, {begin['clients']} clients, "
+        f"{begin['pictures']} pictures, {begin['cpu']}, {begin['vllm']}.",
+        f"{total} requests: {outcomes.get('answered', 0)} answered, {outcomes.get('refused', 0)} refused as they must "
+        f"be, {outcomes.get('cancelled', 0)} cancelled by their clients, {outcomes.get('failure', 0)} failed.",
+        f"{outcomes.get('same', 0) + outcomes.get('different', 0)} answers compared with transformers': "
+        f"{outcomes.get('different', 0)} differ.",
+        f"{last['num_preemptions_total']:.0f} requests preempted for lack of KV blocks.",
+    ]
+    for process in ("server", "engine"):
+        first, final, most = growth(samples, process)
+        lines.append(
+            f"Resident memory of the {process}: {first:.0f} MB in the first quarter after the warm-up, {final:.0f} MB "
+            f"in the last one, {most} MB at most."
+        )
+    for drained in events["drained"]:
+        cache, left = drained["encoder_cache"], drained["num_requests_running"] + drained["num_requests_waiting"]
+        lines.append(f"After the load {left:.0f} requests run or wait, and hold {cache['held']} visual tokens.")
+    for killed in events["killed"]:
+        ends = ", ".join(f"{count} {name}" for name, count in killed["ends"].items())
+        lines.append(
+            f"Engine killed during {sum(killed['ends'].values())} streams: {ends}; all over after "
+            f"{killed['seconds_until_all_ended']:g} s. The server's exit status: {killed['exit_status']}."
+        )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def draw(events: dict[str, list[dict]]):
+    """Memory, caches and requests over time, as a matplotlib figure."""
+    from mqt_llava.visualization.figures import AFTER, BEFORE, new_figure
+
+    samples = events["sample"]
+    minutes = [one["seconds"] / 60 for one in samples]
+    figure = new_figure(7)
+    memory, caches, requests = figure.subplots(3, 1, sharex=True)
+    for process, colour in (("server", BEFORE), ("engine", AFTER)):
+        memory.plot(minutes, [one["rss_mb"][process] for one in samples], color=colour, label=process)
+    memory.set_ylabel("resident memory, MB")
+    memory.set_ylim(0, 1.2 * max(max(one["rss_mb"].values()) for one in samples))
+    for name, style in (("stored", "-"), ("held", ":")):
+        shares = [100 * one["encoder_cache"][name] / one["encoder_cache"]["size"] for one in samples]
+        label = {"stored": "encoder cache, stored", "held": "encoder cache, held by requests"}[name]
+        caches.plot(minutes, shares, style, color=AFTER, label=label)
+    caches.plot(minutes, [100 * one["kv_cache_usage_perc"] for one in samples], color=BEFORE, label="KV cache")
+    caches.set_ylabel("in use, per cent")
+    caches.set_ylim(-5, 105)
+    colours = {"answered": AFTER, "refused": BEFORE, "cancelled": "#009E73", "failure": "#D55E00"}
+    for name, colour in colours.items():
+        requests.plot(minutes, [one["outcomes"].get(name, 0) for one in samples], color=colour, label=name)
+    requests.set_ylabel("requests so far")
+    requests.set_xlabel("minutes")
+    for axis in (memory, caches, requests):
+        axis.grid(alpha=0.3)
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("log", type=Path)
+    parser.add_argument("--figure", type=Path, help="where to draw it")
+    args = parser.parse_args()
+    events = read_log(args.log)
+    print(summarize(events))
+    if args.figure:
+        draw(events).savefig(args.figure, dpi=100)
+
+
+if __name__ == "__main__":
+    main()
