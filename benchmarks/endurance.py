@@ -10,6 +10,11 @@ several images and turns, bad requests, and streams whose client hangs up. The e
 hundred, the KV cache fewer tokens than the requests at once need, so that both evict. Every 50th answer is compared
 with transformers' `generate`, in another process. Nothing may take longer than `--deadline`.
 
+vLLM's server and engine each have a cache of processed pictures. Where requests are aborted or overtake each other the
+two may drift apart; vLLM then ends a request with an internal error, for its client to send it again, as OpenAI's
+does by itself. So do the clients here. How often is counted (`resent`), beside what the server's log says of such
+misses.
+
 The log has a JSON document in each line, as soon as it is known: `begin`; every few seconds a `sample` of memory,
 caches and counts so far; each `comparison` and `failure`; when the load ends, what is left of it (`drained`); and what
 became of the streams whose engine was killed (`killed`).
@@ -41,10 +46,15 @@ FLAGS = [
 ]  # fmt: skip
 COMPARED = 50  # every so many answers
 KILLED_STREAMS = 16
+RETRIES = 2  # as OpenAI's client
 
 
 class Failure(Exception):
     """An outcome that must not be."""
+
+
+class InternalError(Failure):
+    """What vLLM answers where its two caches of pictures have drifted apart."""
 
 
 class Log:
@@ -68,7 +78,8 @@ async def answer_of(response) -> tuple[list[int], str | None]:
     ids, reason = [], None
     async for event in events_of(response):
         if "error" in event:
-            raise Failure(f"A stream has ended with {event['error']}")
+            kind = InternalError if event["error"]["code"] == 500 else Failure
+            raise kind(f"A stream has ended with {event['error']}")
         for choice in event["choices"]:
             ids += choice.get("token_ids") or []
             reason = choice.get("finish_reason") or reason
@@ -103,6 +114,14 @@ class Clients:
             self.outcomes[f"{request.kind}: {outcome}"] += 1
 
     async def send(self, request: Request) -> str:
+        for _ in range(RETRIES):
+            try:
+                return await self.send_once(request)
+            except InternalError:
+                self.outcomes["resent"] += 1
+        return await self.send_once(request)
+
+    async def send_once(self, request: Request) -> str:
         if request.hangs_up_after == 0:
             asked = asyncio.ensure_future(self.http.post("/v1/chat/completions", json=request.body))
             await asyncio.wait({asked}, timeout=random.random() / 10)
@@ -116,7 +135,8 @@ class Clients:
                     raise Failure(f"status {response.status_code}: {content}")
                 return "refused"
             if response.status_code != 200:
-                raise Failure(f"status {response.status_code}: {(await response.aread()).decode()[:1000]}")
+                kind = InternalError if response.status_code == 500 else Failure
+                raise kind(f"status {response.status_code}: {(await response.aread()).decode()[:1000]}")
             if request.hangs_up_after:
                 left = request.hangs_up_after
                 async for _ in events_of(response):
@@ -182,7 +202,8 @@ async def drain(server: Server, cache_file: Path, clients: Clients) -> None:
         left = await asyncio.to_thread(sample, server, cache_file, clients)
         busy = left["num_requests_running"] + left["num_requests_waiting"] + left["encoder_cache"]["held"]
         if not busy or time.monotonic() > end:
-            return clients.log.write("drained", is_idle=not busy, **left)
+            misses = server.read_log().count("Multi-modal cache miss")
+            return clients.log.write("drained", is_idle=not busy, cache_misses=misses, **left)
         await asyncio.sleep(0.5)
 
 

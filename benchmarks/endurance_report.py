@@ -47,6 +47,8 @@ def summarize(events: dict[str, list[dict]]) -> str:
         f"be, {outcomes.get('cancelled', 0)} cancelled by their clients, {outcomes.get('failure', 0)} failed.",
         f"{outcomes.get('same', 0) + outcomes.get('different', 0)} answers compared with transformers': "
         f"{outcomes.get('different', 0)} differ.",
+        f"{outcomes.get('resent', 0)} requests sent again after an internal error, with "
+        f"{last.get('cache_misses', 'an unknown number of')} misses of the cache of pictures in the server's log.",
         f"{last['num_preemptions_total']:.0f} requests preempted for lack of KV blocks.",
     ]
     for process in ("server", "engine"):

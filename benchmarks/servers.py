@@ -58,7 +58,7 @@ class Server:
         try:
             while not self.is_healthy():
                 if self.process.poll() is not None:
-                    raise SystemExit(f"The server has not come up:\n{self.read_log()}")
+                    raise SystemExit(f"The server has not come up:\n{self.read_log()[-20000:]}")
                 time.sleep(1)
         except BaseException:
             self.__exit__()
@@ -80,9 +80,9 @@ class Server:
         except OSError:
             return False
 
-    def read_log(self, characters: int = 20000) -> str:
+    def read_log(self) -> str:
         self.log.seek(0)
-        return self.log.read()[-characters:]
+        return self.log.read()
 
     def metrics(self, *names: str) -> dict[str, float]:
         """Sums over all labels of vLLM's metrics of these names, which are those behind `vllm:`."""

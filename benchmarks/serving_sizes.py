@@ -201,6 +201,16 @@ def sharing(rows: list[dict]) -> dict:
     return {**compare("over_nothing_shared", before["seconds"], now["seconds"]), "predicted": predicted}
 
 
+def climbing(rows: list[dict]) -> dict:
+    """By section, what a request costs that climbs to M, over one that asks for M."""
+    by_name, costs = {(row["section"], row["m"]): row for row in rows}, {}
+    for section in dict.fromkeys(section for section, _ in by_name):
+        auto, most = by_name[section, "auto"], by_name[section, str(M)]
+        cost, predicted = compare("over_m", auto["seconds"], most["seconds"]), auto["flops"] / most["flops"]
+        costs[section] = {**cost, "predicted": predicted, "share": cost["over_m"] / predicted}
+    return costs
+
+
 def report(result: dict) -> str:
     head = "images | m | requests / s | first token, s: median | 95th percentile | requests / s over LLaVA's (rounds) "
     head += "| FLOPs predict | share"
@@ -211,9 +221,16 @@ def report(result: dict) -> str:
         for row in result["rows"]
     ]
     shared = result["sharing"]
-    return f"{table(head, lines)}\n\nFive m about one image, over nothing shared: " + (
-        f"{spread(shared, 'over_nothing_shared', 2)}; the FLOPs predict {shared['predicted']:.2f}."
-    )
+    said = [
+        f"Five m about one image, over nothing shared: {spread(shared, 'over_nothing_shared', 2)}; the FLOPs predict "
+        f"{shared['predicted']:.2f}.",
+        *(
+            f"Climbing to M, {section}: {spread(cost, 'over_m', 2)} times M's seconds; the FLOPs predict "
+            f"{cost['predicted']:.2f}."
+            for section, cost in result["climbing"].items()
+        ),
+    ]
+    return "\n\n".join([table(head, lines), *said])
 
 
 def save_models_elsewhere(folder: str, size: str, dtype: str) -> None:
@@ -268,7 +285,7 @@ def main() -> None:
             for case, returned in take_turns(calls, 1, rng).items():
                 outcomes[case] += returned
             result |= {"rounds": done, "rows": summarize(outcomes, images, costs, args.new_tokens)}
-            result["sharing"] = sharing(result["rows"])
+            result |= {"sharing": sharing(result["rows"]), "climbing": climbing(result["rows"])}
             save(result, args.output, report(result))
             print(f"Round {done}\n{report(result)}", flush=True)
 

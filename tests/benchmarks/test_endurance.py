@@ -77,6 +77,7 @@ def test_a_rehearsal(tmp_path):
     assert not by_event.get("failure") and all(one["same"] for one in by_event.get("comparison", []))
     (drained,), (killed,) = by_event["drained"], by_event["killed"]
     assert drained["is_idle"] and drained["outcomes"]["answered"] > 0
+    assert drained["outcomes"].get("resent", 0) <= drained["cache_misses"]
     assert sum(killed["ends"].values()) == 16
     assert not any(name.startswith(("finished", "still")) for name in killed["ends"])
     assert killed["exit_status"] is not None

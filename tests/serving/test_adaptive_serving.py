@@ -1,17 +1,24 @@
-"""Adaptive budgets in vLLM's server and engine against transformers' `generate`."""
+"""
+Adaptive budgets in vLLM's server and engine against transformers' `generate`.
+
+    RANDOM_REQUESTS=500 nox -s vllm -- -m pytest -m vllm tests/serving/test_adaptive_serving.py -k random   asks more
+"""
 
 import asyncio
 import json
+import os
+import random
 import socket
 import time
 from itertools import product
+from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from tests.serving import serving_cases
 from tests.serving.conftest import start_process
-from tests.serving.serving_cases import MOSAICS, NEW_TOKENS, QUESTIONS, TINY, Case, chat, start_engine
+from tests.serving.serving_cases import MOSAICS, NEW_TOKENS, QUESTIONS, TINY, chat, start_engine
 from tests.serving.test_openai_server import FLAGS, Server, message
 
 
@@ -21,8 +28,8 @@ BUDGETS = ["auto", {"levels": [1, 4, 16], "confidence": 0.85, "num_probed_tokens
 PAIRS = list(product(MOSAICS, QUESTIONS))
 
 
-def ask_transformers(budgets: list) -> list[list[tuple[int, list[int], str]]]:
-    """Level, tokens and text of each answer, by budget."""
+def ask_transformers(cases: list[tuple]) -> list[tuple[int, list[int], str]]:
+    """Level, tokens and text of the answer to each budget, image and question."""
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -45,7 +52,7 @@ def ask_transformers(budgets: list) -> list[list[tuple[int, list[int], str]]]:
         ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         return int(output.visual_token_level), ids, processor.decode(ids, skip_special_tokens=True)
 
-    return [[answer(budget, *pair) for pair in PAIRS] for budget in budgets]
+    return [answer(*case) for case in cases]
 
 
 def ask_engine(budget) -> list[tuple[int, list[int]]]:
@@ -66,8 +73,11 @@ def ask_engine(budget) -> list[tuple[int, list[int]]]:
 
 @pytest.fixture(scope="module")
 def expected():
+    """By budget, of each pair."""
     with start_process() as process:
-        return process.submit(ask_transformers, BUDGETS).result()
+        cases = [(budget, *pair) for budget, pair in product(BUDGETS, PAIRS)]
+        answers = process.submit(ask_transformers, cases).result()
+    return [answers[: len(PAIRS)], answers[len(PAIRS) :]]
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +105,12 @@ def test_levels_differ(expected):
     assert levels[0] | levels[1] == {1, 4, 16} and all(len(some) > 1 for some in levels)
 
 
-def test_64_at_once_streamed_and_not(server, expected):
+def ask_at_once(server, cases: list[tuple]) -> list[tuple[int, list[int], str]]:
+    """Level, tokens and text of the answer to each budget, image, question and whether it is streamed."""
     import openai
 
-    async def ask(client, budget, pair, stream):
-        raw = await client.chat.completions.with_raw_response.create(**body(budget, *pair, stream=stream))
+    async def ask(client, budget, image, question, stream):
+        raw = await client.chat.completions.with_raw_response.create(**body(budget, image, question, stream=stream))
         level, answer = int(raw.headers["x-visual-token-level"]), raw.parse()
         if not stream:
             assert answer.usage.visual_token_level == level and answer.usage.probed_prompt_tokens > 0
@@ -110,13 +121,49 @@ def test_64_at_once_streamed_and_not(server, expected):
             text += chunk.choices[0].delta.content or ""
         return level, ids, text.strip()
 
-    async def all_at_once():
+    async def ask_all():
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="secret", max_retries=0) as client:
-            return await asyncio.gather(*(ask(client, *case) for case in product(BUDGETS, PAIRS, [False, True])))
+            return await asyncio.gather(*(ask(client, *case) for case in cases))
 
-    answers = asyncio.run(all_at_once())
+    return asyncio.run(ask_all())
+
+
+def test_64_at_once_streamed_and_not(server, expected):
+    answers = ask_at_once(
+        server, [(budget, *pair, stream) for budget, pair, stream in product(BUDGETS, PAIRS, (False, True))]
+    )
     assert len(answers) == 64
     assert answers == [answer for answers in expected for answer in answers for _ in range(2)]
+
+
+def random_budgets(folder: Path, number: int) -> list[tuple]:
+    """Budgets, images that are shifted mosaics, and questions."""
+    rng = random.Random(0)
+    pictures = []
+    for index, mosaic in enumerate(rng.choices(MOSAICS, k=number // 2)):
+        picture = ImageChops.offset(Image.open(mosaic), rng.randrange(90), rng.randrange(90))
+        picture.save(folder / f"{index}.png")
+        pictures.append(folder / f"{index}.png")
+
+    def budget():
+        if rng.random() < 0.3:
+            return "auto"
+        levels = sorted(rng.sample(range(1, 17), rng.randint(2, 6)))
+        least = {"confidence": round(rng.uniform(0.3, 1), 3), "margin": round(rng.uniform(0, 0.5), 3)}
+        return {"levels": levels, **least, "num_probed_tokens": rng.randint(1, 6)}
+
+    return [(budget(), rng.choice(pictures), rng.choice(QUESTIONS)) for _ in range(number)]
+
+
+def test_random_requests(server, tmp_path):
+    number = int(os.environ.get("RANDOM_REQUESTS", 40))
+    cases = random_budgets(tmp_path, number)
+    with start_process() as process:
+        theirs = process.submit(ask_transformers, cases).result()
+    ours = ask_at_once(server, [(*case, index % 2 == 0) for index, case in enumerate(cases)])
+    for case, answer, expected in zip(cases, ours, theirs):
+        assert answer == expected, case
+    assert len({level for level, *_ in ours}) > 5
 
 
 def test_sampling_is_no_part_of_a_probe(client, expected):
@@ -143,9 +190,8 @@ def test_text_alone_is_not_probed(client):
 def test_images_carry_numbers_of_their_own(client):
     """And the one without any has the default, M."""
     images = MOSAICS[:2]
-    prompt = chat(QUESTIONS[2], *images).prompt.replace("<image>\n", "<image>\n" * 2)
     with start_process() as process:
-        case = Case(prompt, tuple(images), [4, 16])
+        case = chat(QUESTIONS[2], *images, m=(4, 16))
         (answer,) = process.submit(serving_cases.ask_transformers, TINY, [case]).result()
     messages = message(QUESTIONS[2], *images)
     messages[0]["content"][0]["num_visual_tokens"] = 4

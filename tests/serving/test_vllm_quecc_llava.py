@@ -92,7 +92,7 @@ def test_other_engines(engine, quecc, theirs, kwargs):
 
 def test_the_question_makes_a_difference(theirs):
     """The prompts are the same, the questions are not."""
-    plain, asked = (theirs[index] for index in (11, 16))
+    plain, asked = (theirs[index] for index in (12, 17))
     assert plain.prompt_ids == asked.prompt_ids and plain.ids != asked.ids
 
 
