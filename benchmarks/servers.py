@@ -30,6 +30,9 @@ def with_benchmarks_on_the_path() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
+SECONDS_TO_START = 1800  # a large model, and what is compiled for it
+
+
 class Server:
     """
     Started and waited for at the beginning of a `with` block, ended at its end.
@@ -47,17 +50,18 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.url, self.model = f"http://127.0.0.1:{port}", model
+        self.port, self.url, self.model = port, f"http://127.0.0.1:{port}", model
         self.command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
         self.command += ["--host", "127.0.0.1", "--port", str(port), *flags]
         self.environment = {**os.environ, **(environment or {})}
 
     def __enter__(self) -> "Server":
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.NamedTemporaryFile()
         self.process = subprocess.Popen(self.command, env=self.environment, stdout=self.log, stderr=self.log)
         try:
+            deadline = time.monotonic() + SECONDS_TO_START
             while not self.is_healthy():
-                if self.process.poll() is not None:
+                if self.process.poll() is not None or time.monotonic() > deadline:
                     raise SystemExit(f"The server has not come up:\n{self.read_log()[-20000:]}")
                 time.sleep(1)
         except BaseException:
@@ -81,8 +85,7 @@ class Server:
             return False
 
     def read_log(self) -> str:
-        self.log.seek(0)
-        return self.log.read()
+        return Path(self.log.name).read_text()
 
     def metrics(self, *names: str) -> dict[str, float]:
         """Sums over all labels of vLLM's metrics of these names, which are those behind `vllm:`."""

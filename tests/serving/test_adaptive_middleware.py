@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from mqt_llava import AdaptiveBudget
+from mqt_llava import AdaptiveBudget, MQTLlavaConfig, QueCCLlavaConfig
+from mqt_llava.serving.adaptive_engine import at_level, batches, generate_adaptively
 from mqt_llava.serving.adaptive_middleware import AdaptiveBudgets
+from mqt_llava.serving.adaptive_requests import Limits
 from mqt_llava.serving.probing import suffices
 
 
@@ -18,7 +20,7 @@ TEXT = {"type": "text", "text": "What is it?"}
 BUDGET = {"levels": [1, 4, 16], "confidence": 0.5, "num_probed_tokens": 2}
 
 
-class Server:
+class FakeServer:
     """
     Answers any body, probes with the probabilities of its script, and notes what it was asked.
 
@@ -26,20 +28,21 @@ class Server:
         probabilities: By level, of the best and the second token at each place.
     """
 
-    def __init__(self, probabilities=None, status=200, num_ranks=1, default=16, logprobs_mode="raw_logprobs"):
+    def __init__(self, probabilities=None, status=200, num_ranks=1, default=16, **model_config):
         self.asked, self.headers, self.bodies, self.aborted, self.hangs = [], [], [], 0, None
         self.probabilities, self.status = probabilities or {}, status
-        processor = SimpleNamespace(num_visual_tokens_per_image=lambda number, num_images: [default] * num_images)
+        model = {
+            "hf_config": MQTLlavaConfig(max_visual_tokens=16),
+            "logprobs_mode": "raw_logprobs",
+            "max_logprobs": 20,
+        }
+        generation_config = {"adaptive_budget": {"levels": [2, 8], "confidence": 0.9}}
         model_config = SimpleNamespace(
-            hf_config=SimpleNamespace(max_visual_tokens=16),
-            logprobs_mode=logprobs_mode,
-            multimodal_config=SimpleNamespace(mm_processor_kwargs=None),
-            try_get_generation_config=lambda: {"adaptive_budget": {"levels": [2, 8], "confidence": 0.9}},
+            **{**model, **model_config}, try_get_generation_config=lambda: generation_config
         )
         parallel_config = SimpleNamespace(local_engines_only=False, data_parallel_size=num_ranks)
-        renderer = SimpleNamespace(
-            get_mm_processor=lambda: SimpleNamespace(info=SimpleNamespace(get_hf_processor=lambda: processor))
-        )
+        info = SimpleNamespace(num_visual_tokens_per_image=lambda kwargs, num_images: [default] * num_images)
+        renderer = SimpleNamespace(get_mm_processor=lambda: SimpleNamespace(info=info))
         self.state = SimpleNamespace(
             vllm_config=SimpleNamespace(model_config=model_config, parallel_config=parallel_config),
             engine_client=SimpleNamespace(renderer=renderer),
@@ -147,7 +150,7 @@ SURE, UNSURE = [[0.9, 0.1], [0.6, 0.3]], [[0.9, 0.1], [0.3, 0.2]]
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_first_level_that_suffices_answers(probabilities, level, stream):
-    server = Server(probabilities)
+    server = FakeServer(probabilities)
     status, headers, answer, num_parts = call(server, chat(BUDGET, stream=stream, max_tokens=99))
     probes = len(probabilities)
     assert status == 200 and headers[b"x-visual-token-level"] == str(level).encode()
@@ -166,7 +169,7 @@ def test_the_margin_is_a_lead():
 
 
 def test_auto_is_the_checkpoints_budget():
-    server = Server({2: [[0.95, 0.01]]})
+    server = FakeServer({2: [[0.95, 0.01]]})
     assert call(server, chat("auto"))[1][b"x-visual-token-level"] == b"2"
     kwargs = {"images_kwargs": {"num_visual_tokens": "auto"}}
     assert call(server, {**chat(None), "mm_processor_kwargs": kwargs})[0] == 200
@@ -184,7 +187,7 @@ def test_a_probe_is_greedy_and_the_clients_own():
     }
     sampling |= {"response_format": {"type": "json_object"}, "tools": [{}], "tool_choice": "required", "min_tokens": 4}
     prompt = {"cache_salt": "a", "chat_template_kwargs": {"b": 1}, "add_special_tokens": True}
-    server = Server({1: SURE})
+    server = FakeServer({1: SURE})
     headers = [(b"authorization", b"Bearer a"), (b"accept-encoding", b"gzip"), (b"content-length", b"1")]
     call(server, chat(BUDGET, **sampling, **prompt, stream=True), headers=headers)
     probe, own = server.asked
@@ -199,7 +202,7 @@ def test_a_probe_is_greedy_and_the_clients_own():
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
 def test_without_an_image_nothing_is_probed(path):
-    server = Server()
+    server = FakeServer()
     body = {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}
     _, headers, answer, _ = call(server, {**body, "mm_processor_kwargs": {"num_visual_tokens": BUDGET}}, path)
     assert server.levels == [16] and headers[b"x-visual-token-level"] == b"0"
@@ -207,7 +210,7 @@ def test_without_an_image_nothing_is_probed(path):
 
 
 def test_a_probe_that_fails_is_the_answer():
-    server = Server({1: SURE}, status=401)
+    server = FakeServer({1: SURE}, status=401)
     status, headers, answer, _ = call(server, chat(BUDGET))
     assert status == 401 and b"x-visual-token-level" not in headers and len(server.asked) == 1
     assert json.loads(answer)["choices"][0]["message"] == {"content": "é"}
@@ -215,7 +218,7 @@ def test_a_probe_that_fails_is_the_answer():
 
 @pytest.mark.parametrize("hangs", ["listening", "deaf"])
 def test_a_client_that_hangs_up_ends_its_probe(hangs):
-    server = Server()
+    server = FakeServer()
     server.hangs = hangs
     assert call(server, chat(BUDGET), gone=True) is None
     assert len(server.asked) == server.aborted == 1
@@ -237,27 +240,46 @@ def test_a_client_that_hangs_up_ends_its_probe(hangs):
     ],
 )
 def test_bad_budgets_are_bad_requests(number, reason):
-    server = Server()
+    server = FakeServer()
     status, _, answer, _ = call(server, chat(number))
     error = json.loads(answer)["error"]
     assert status == error["code"] == 400 and reason in error["message"] and server.asked == []
 
 
 def test_the_owner_sets_the_limits(monkeypatch):
-    monkeypatch.setenv("MQT_LLAVA_MAX_LEVELS", "2")
-    assert call(Server(), chat(BUDGET))[0] == 400
-    monkeypatch.setenv("MQT_LLAVA_MAX_LEVELS", "3")
-    monkeypatch.setenv("MQT_LLAVA_MAX_PROBED_TOKENS", "1")
-    assert "this server allows 1" in json.loads(call(Server(), chat(BUDGET))[2])["error"]["message"]
+    def refusal(number, max_levels, max_probed_tokens) -> str:
+        monkeypatch.setenv("MQT_LLAVA_MAX_LEVELS", max_levels)
+        monkeypatch.setenv("MQT_LLAVA_MAX_PROBED_TOKENS", max_probed_tokens)
+        monkeypatch.setattr(AdaptiveBudgets, "limits", Limits.from_environment())
+        status, _, answer, _ = call(FakeServer(), chat(number))
+        assert status == 400
+        return json.loads(answer)["error"]["message"]
+
+    assert "`levels` has 3 entries, but this server allows 2" in refusal(BUDGET, "2", "16")
+    assert "`levels` has 3 entries, but this server allows 2" in refusal({"confidence": 0.5}, "2", "16")  # by default
+    assert "`num_probed_tokens` is 2, but this server allows 1" in refusal(BUDGET, "3", "1")
+    for value in ("0", "-1", "four", "", "1.5"):
+        with pytest.raises(ValueError, match=f"MQT_LLAVA_MAX_LEVELS is '{value}', but must be a positive integer"):
+            refusal(BUDGET, value, "1")
 
 
-def test_logits_are_no_probabilities():
-    assert call(Server(logprobs_mode="raw_logits"), chat("auto"))[0] == 400
+@pytest.mark.parametrize(
+    "model_config, reason",
+    [
+        ({"logprobs_mode": "raw_logits"}, "needs probabilities, but vLLM runs with `--logprobs-mode raw_logits`"),
+        ({"max_logprobs": 1}, "of two tokens, but vLLM runs with `--max-logprobs 1`"),
+        ({"hf_config": QueCCLlavaConfig()}, "cannot be chosen for the model that is served, a quecc_llava"),
+    ],
+)
+@pytest.mark.parametrize("body", [chat("auto"), chat(None, {**IMAGE, "num_visual_tokens": 4})])
+def test_engines_that_cannot_choose(body, model_config, reason):
+    status, _, answer, _ = call(FakeServer(**model_config), body)
+    assert status == 400 and reason in json.loads(answer)["error"]["message"]
 
 
 @pytest.mark.parametrize("number, expected", [(None, [4, 8]), (2, [4, 2]), ([1, 3], [4, 3])])
 def test_images_carry_numbers_of_their_own(number, expected):
-    server = Server(default=8)
+    server = FakeServer(default=8)
     assert call(server, chat(number, {**IMAGE, "num_visual_tokens": 4}, IMAGE))[0] == 200
     assert server.asked == [chat(expected, IMAGE, IMAGE)]
 
@@ -270,10 +292,11 @@ def test_images_carry_numbers_of_their_own(number, expected):
         (17, 4, "`mm_processor_kwargs['num_visual_tokens']` is 17"),
         ("auto", 4, "is 'auto', but must be a number where images in `messages` have numbers of their own"),
         ([4], 4, "has 1 entries for 2 images"),
+        (None, [4], "`num_visual_tokens of image 1` is [4], but one image has one number"),
     ],
 )
 def test_bad_numbers_of_images_are_bad_requests(number, own, reason):
-    server = Server()
+    server = FakeServer()
     status, _, answer, _ = call(server, chat(number, IMAGE, {**IMAGE, "num_visual_tokens": own}))
     assert status == 400 and reason in json.loads(answer)["error"]["message"] and server.asked == []
 
@@ -285,6 +308,7 @@ def test_bad_numbers_of_images_are_bad_requests(number, own, reason):
         b'["num_visual_tokens"]',
         b'{"mm_processor_kwargs": ["num_visual_tokens"]}',
         b'{ "messages": 4, "mm_processor_kwargs": {"num_visual_tokens": 4}}',
+        b'{"mm_processor_kwargs": {"num_visual_tokens": "auto"}, "a": ' + b"[" * 992 + b"]" * 992 + b"}",
         b'{"messages": [4, {"content": [4]}], "mm_processor_kwargs": {"num_visual_tokens": "4"}}',
         b"[" * 100_000 + b"num_visual_tokens",
         b"\xff num_visual_tokens",
@@ -292,7 +316,7 @@ def test_bad_numbers_of_images_are_bad_requests(number, own, reason):
     ],
 )
 def test_other_bodies_pass_as_they_came(body):
-    server = Server()
+    server = FakeServer()
     status, headers, _, _ = call(server, body, num_parts=3)
     assert status == 200 and b"x-visual-token-level" not in headers
     assert b"".join(server.bodies[0]) == body and len(server.bodies[0]) == 3
@@ -300,17 +324,42 @@ def test_other_bodies_pass_as_they_came(body):
 
 @pytest.mark.parametrize("path, method", [("/v1/embeddings", "POST"), (CHAT, "PUT")])
 def test_other_requests_pass(path, method):
-    server = Server()
+    server = FakeServer()
     assert call(server, chat("auto"), path, method)[0] == 200
     assert server.asked == [chat("auto")]
 
 
 def test_a_request_stays_with_one_copy_of_the_model():
-    server = Server({1: UNSURE, 4: UNSURE}, num_ranks=4)
+    server = FakeServer({1: UNSURE, 4: UNSURE}, num_ranks=4)
     call(server, chat(BUDGET))
     call(server, chat(BUDGET, max_tokens=3))
     ranks = [headers[b"x-data-parallel-rank"] for headers in server.headers]
     assert len(set(ranks)) == 1 and int(ranks[0]) in range(4) and len(ranks) == 6
-    server = Server({1: SURE}, num_ranks=4)
+    server = FakeServer({1: SURE}, num_ranks=4)
     call(server, chat(BUDGET), headers=[(b"x-data-parallel-rank", b"3")])
     assert [headers[b"x-data-parallel-rank"] for headers in server.headers] == [b"3", b"3"]
+
+
+def test_without_a_probe_vllm_chooses_the_copy():
+    server = FakeServer(num_ranks=4)
+    call(server, {**chat(BUDGET), "messages": [{"role": "user", "content": "a"}]})
+    call(server, chat({"levels": [4]}))
+    assert len(server.headers) == 2 and not any(b"x-data-parallel-rank" in headers for headers in server.headers)
+
+
+def test_the_engines_batches_have_room_in_its_encoder_cache():
+    for images, room, sizes in (([1] * 5, 2, [2, 2, 1]), ([3, 0, 0, 1], 2, [1, 3]), ([], 2, []), ([0] * 9, 1, [9])):
+        slices = list(batches(images, room))
+        assert [len(images[batch]) for batch in slices] == sizes
+        assert sum((images[batch] for batch in slices), []) == images
+
+
+def test_a_level_replaces_a_prompts_own_number():
+    kwargs = {"num_visual_tokens": 9, "images_kwargs": {"num_visual_tokens": 2, "a": 1}}
+    assert at_level({"mm_processor_kwargs": kwargs}, 4) == {
+        "mm_processor_kwargs": {"images_kwargs": {"a": 1}, "num_visual_tokens": 4}
+    }
+    with pytest.raises(TypeError, match="`mm_processor_kwargs` is {'num_visual_tokens': 4}, but cannot be passed"):
+        generate_adaptively(None, ["a"], mm_processor_kwargs={"num_visual_tokens": 4})
+    with pytest.raises(ValueError, match="`sampling_params` has 1 entries for 2 prompts"):
+        generate_adaptively(None, ["a", "b"], [None])

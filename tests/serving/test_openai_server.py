@@ -2,18 +2,12 @@
 
 import asyncio
 import base64
-import os
-import re
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from itertools import islice
 
 import pytest
 
+from tests.builders.scripts import load_script
 from tests.serving.serving_cases import (
     CHATS,
     ENVIRONMENT,
@@ -33,55 +27,21 @@ FLAGS = ["--trust-request-mm-kwargs", "--media-io-kwargs", '{"image": {"image_mo
 FLAGS += ["--enable-prompt-tokens-details", "--block-size", "32"]
 
 
-class Server:
-    """vLLM's server in a process of its own, ended with the `with` block."""
+class Server(load_script("benchmarks/servers.py").Server):
+    """vLLM's server with a small checkpoint in float32."""
 
-    def __init__(self, checkpoint, log, *flags):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url, self.log = f"http://127.0.0.1:{self.port}", log
-        self.command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
-        self.command += ["--served-model-name", "mqt", "--host", "127.0.0.1", "--port", str(self.port)]
-        self.command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", *flags]
+    def __init__(self, checkpoint, *flags):
+        own = ["--served-model-name", "mqt", "--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"]
+        super().__init__(str(checkpoint), [*own, *flags], ENVIRONMENT)
 
-    def __enter__(self) -> "Server":
-        environment = {**os.environ, **ENVIRONMENT}
-        self.output = self.log.open("w")
-        self.process = subprocess.Popen(self.command, env=environment, stdout=self.output, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + 900  # no test of speed
-        while not self.is_healthy():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.__exit__()
-                pytest.fail(f"The server has not come up:\n{self.log.read_text()[-4000:]}")
-            time.sleep(0.5)
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        self.output.close()
-
-    def is_healthy(self) -> bool:
-        try:
-            return urllib.request.urlopen(f"{self.url}/health", timeout=5).status == 200
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            return False
-
-    def requests(self, state: str) -> int:
-        """How many requests are `running` or `waiting`."""
-        metrics = urllib.request.urlopen(f"{self.url}/metrics", timeout=5).read().decode()
-        return sum(
-            int(float(n)) for n in re.findall(rf"^vllm:num_requests_{state}{{.*}} (\S+)$", metrics, re.MULTILINE)
-        )
+    def num_requests(self) -> float:
+        """That run or wait."""
+        return sum(self.metrics("num_requests_running", "num_requests_waiting").values())
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with Server(TINY, tmp_path_factory.mktemp("server") / "log.txt", *FLAGS) as server:
+def server():
+    with Server(TINY, *FLAGS) as server:
         yield server
 
 
@@ -197,7 +157,7 @@ def test_a_client_that_hangs_up_leaves_the_server_healthy(server, client, expect
         next(iter(stream))
         stream.close()
     deadline = time.monotonic() + 120
-    while server.requests("running") + server.requests("waiting"):
+    while server.num_requests():
         assert time.monotonic() < deadline, "requests of clients that are gone still run"
         time.sleep(0.1)
     assert server.is_healthy()
@@ -210,11 +170,11 @@ def test_text_that_looks_like_a_placeholder_is_text(client):
     assert ask(client, message("Is there an <image>?")).prompt_token_ids.count(560) == 0
 
 
-def test_a_checkpoint_whose_tokenizer_is_not_legacy(tmp_path, legacy_false, expected):
+def test_a_checkpoint_whose_tokenizer_is_not_legacy(legacy_false, expected):
     """Over several turns and with several pictures, transparent ones too, at the default and at any number."""
     import openai
 
-    with Server(legacy_false, tmp_path / "log.txt", *FLAGS) as server:
+    with Server(legacy_false, *FLAGS) as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         for case, answer in zip(golden_cases(), expected["legacy_false"]):
             # vLLM gives our plugin no say in text alone: of a chat it leaves BOS to the chat template.

@@ -119,10 +119,10 @@ def test_bad_requests_are_refused_and_the_engine_goes_on(ask_eager, theirs, case
     assert ask_eager(CASES[:1], [{"num_visual_tokens": NUMBER}])[0] == theirs[:1]
 
 
-def test_over_http(quecc, theirs, tmp_path):
+def test_over_http(quecc, theirs):
     import openai
 
-    with Server(quecc, tmp_path / "log.txt", "--trust-request-mm-kwargs") as server:
+    with Server(quecc, "--trust-request-mm-kwargs") as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         for index in (0, 1, 11, 12, 16, len(CASES) - 1):
             case, answer = CASES[index], theirs[index]
@@ -142,6 +142,7 @@ def test_over_http(quecc, theirs, tmp_path):
         ({"pipeline_parallel_size": 2}, "`pipeline_parallel_size` is 2, but must be 1"),
         ({"tensor_parallel_size": 8}, "`tensor_parallel_size` is 8, but must be at most 4"),
         ({"lora_config": object()}, "`enable_lora` is set"),
+        ({"mm_encoder_only": True}, "`mm_encoder_only` is set"),
         ({}, None),
     ],
 )
@@ -149,7 +150,8 @@ def test_engines_that_cannot_read_questions_are_refused(settings, message):
     from mqt_llava.serving.vllm_quecc_llava import refuse_settings
 
     settings = {"pipeline_parallel_size": 1, "tensor_parallel_size": 4, "lora_config": None, **settings}
-    model_config = SimpleNamespace(get_total_num_kv_heads=lambda: 4)
+    multimodal_config = SimpleNamespace(mm_encoder_only=settings.get("mm_encoder_only", False))
+    model_config = SimpleNamespace(get_total_num_kv_heads=lambda: 4, multimodal_config=multimodal_config)
     config = SimpleNamespace(parallel_config=SimpleNamespace(**settings), model_config=model_config)
     config.lora_config = settings["lora_config"]
     if message is None:

@@ -30,7 +30,7 @@ from .asgi import (
 from .probing import NAME, ServedModel, suffices
 
 
-PATHS = ("/v1/chat/completions", "/v1/completions")
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 LEVEL_HEADER = b"x-visual-token-level"
 RANK_HEADER = b"x-data-parallel-rank"
 SECONDS_TO_ABORT = 1.0
@@ -49,19 +49,27 @@ class AdaptiveBudgets:
         app: vLLM's server.
     """
 
+    # Read when vLLM imports this file, so that with wrong ones it does not start.
+    limits = Limits.from_environment()
+
     def __init__(self, app: App) -> None:
         self.app = app
-        self.limits = Limits.from_environment()
         self.model: ServedModel | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not (scope["type"] == "http" and scope["method"] == "POST" and path_of(scope) in PATHS):
+        if not (scope["type"] == "http" and scope["method"] == "POST" and path_of(scope) in (CHAT, COMPLETIONS)):
             return await self.app(scope, receive, send)
         messages = await read_request(receive)
         body = b"".join(message.get("body", b"") for message in messages)
         state = scope["app"].state
         try:
-            request = parse_request(body, self.limits, lambda: self.served_model(state), lambda: default_number(state))
+            request = parse_request(
+                body,
+                path_of(scope) == CHAT,
+                self.limits,
+                lambda: self.served_model(state),
+                lambda: default_number(state),
+            )
         except (TypeError, ValueError) as reason:
             error = {"message": str(reason), "type": "BadRequestError", "param": NAME, "code": 400}
             return await respond(send, 400, encode({"error": error}))
@@ -140,17 +148,18 @@ def path_of(scope: Scope) -> str:
 
 def default_number(state: Any) -> int:
     """The number of visual tokens of images for which a request says nothing."""
-    kwargs = state.vllm_config.model_config.multimodal_config.mm_processor_kwargs or {}
-    processor = state.engine_client.renderer.get_mm_processor().info.get_hf_processor()
-    (default,) = processor.num_visual_tokens_per_image(None, num_images=1)
-    return {**kwargs, **(kwargs.get("images_kwargs") or {})}.get(NAME, default)
+    (default,) = state.engine_client.renderer.get_mm_processor().info.num_visual_tokens_per_image({}, 1)
+    return default
 
 
 def with_rank(scope: Scope, request: AdaptiveRequest, parallel_config: Any) -> Scope:
-    """All probes of a request, and those of others about its images, go to one copy of the model, which knows them."""
+    """
+    All probes of a request, and those of others about its images, go to one copy of the model, which knows them.
+    Without a probe vLLM chooses.
+    """
     is_local = parallel_config.local_engines_only
     num_ranks = parallel_config.data_parallel_size_local if is_local else parallel_config.data_parallel_size
-    if num_ranks == 1 or any(name.lower() == RANK_HEADER for name, _ in scope["headers"]):
+    if num_ranks == 1 or not request.probed_levels or any(name.lower() == RANK_HEADER for name, _ in scope["headers"]):
         return scope
     rank = str(request.rank(num_ranks)).encode()
     return {**scope, "headers": [*scope["headers"], (RANK_HEADER, rank)]}

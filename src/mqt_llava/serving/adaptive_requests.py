@@ -10,7 +10,7 @@ from typing import Any
 
 from ..models.adaptive_decoding import AdaptiveBudget
 from ..models.configuration_compressed_llava import check_num_visual_tokens
-from .probing import NAME, ServedModel, is_budget
+from .probing import NAME, ServedModel, split_number
 
 
 IMAGE_TYPES = ("image_url", "input_image", "image_embeds")
@@ -59,22 +59,30 @@ class Limits:
 
     @classmethod
     def from_environment(cls) -> "Limits":
-        return cls(
-            int(os.environ.get("MQT_LLAVA_MAX_LEVELS", 8)), int(os.environ.get("MQT_LLAVA_MAX_PROBED_TOKENS", 16))
-        )
-
-    def check(self, budget: dict) -> None:
         """
         Raises:
-            ValueError: The dict of a budget asks for more. What else is wrong with it is left to [`AdaptiveBudget`].
+            ValueError: A variable is no positive integer.
         """
-        levels, num_probed_tokens = budget.get("levels"), budget.get("num_probed_tokens")
-        if isinstance(levels, list) and len(levels) > self.max_levels:
+        return cls(from_environment("MQT_LLAVA_MAX_LEVELS", 8), from_environment("MQT_LLAVA_MAX_PROBED_TOKENS", 16))
+
+    def check(self, budget: AdaptiveBudget, levels: list[int]) -> None:
+        """
+        Raises:
+            ValueError: A budget with these levels asks for more.
+        """
+        if len(levels) > self.max_levels:
             raise ValueError(f"`levels` has {len(levels)} entries, but this server allows {self.max_levels}.")
-        if isinstance(num_probed_tokens, int) and num_probed_tokens > self.max_probed_tokens:
+        if budget.num_probed_tokens > self.max_probed_tokens:
             raise ValueError(
-                f"`num_probed_tokens` is {num_probed_tokens}, but this server allows {self.max_probed_tokens}."
+                f"`num_probed_tokens` is {budget.num_probed_tokens}, but this server allows {self.max_probed_tokens}."
             )
+
+
+def from_environment(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    if not (value.isdecimal() and int(value)):
+        raise ValueError(f"The environment variable {name} is {value!r}, but must be a positive integer.")
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -113,10 +121,11 @@ class AdaptiveRequest:
 
 
 def parse_request(
-    body: bytes, limits: Limits, get_model: Callable[[], ServedModel], get_default: Callable[[], int]
+    body: bytes, is_chat: bool, limits: Limits, get_model: Callable[[], ServedModel], get_default: Callable[[], int]
 ) -> AdaptiveRequest | bytes | None:
     """
     Args:
+        is_chat: Whether it is one of chat completions, which alone have images.
         limits: Of a budget that the body spells out.
         get_model: The model that answers.
         get_default: The number of visual tokens of images for which a request says nothing.
@@ -132,14 +141,16 @@ def parse_request(
         return None
     try:
         fields = json.loads(body)
+        encode(fields)  # not all that is nested so deeply that it can just be read
     except (ValueError, RecursionError):
         return None
     if not isinstance(fields, dict) or not isinstance(fields.get("mm_processor_kwargs") or {}, dict):
         return None
-    images = find_images(fields.get("messages"))
+    images = find_images(fields.get("messages")) if is_chat else []
     fields["mm_processor_kwargs"], asked = split_number(fields.get("mm_processor_kwargs") or {})
+    is_budget = asked == "auto" or isinstance(asked, dict)
     if any(NAME in image for image in images):
-        if is_budget(asked):
+        if is_budget:
             raise ValueError(
                 f"`mm_processor_kwargs['{NAME}']` is {asked!r}, but must be a number where images in `messages` have "
                 "numbers of their own."
@@ -149,14 +160,26 @@ def parse_request(
         numbers = check_num_visual_tokens(asked, most, len(images), name=f"mm_processor_kwargs['{NAME}']")
         for index, image in enumerate(images):
             if NAME in image:
-                (numbers[index],) = check_num_visual_tokens(image.pop(NAME), most, name=f"{NAME} of image {index}")
+                numbers[index] = number_of_image(image.pop(NAME), most, index)
         return encode(with_number(fields, numbers))
-    if not is_budget(asked):
+    if not is_budget:
         return None
+    budget, levels = get_model().resolve(asked)
     if isinstance(asked, dict):
-        limits.check(asked)
-    budget, (*probed_levels, highest) = get_model().resolve(asked)
+        limits.check(budget, levels)
+    *probed_levels, highest = levels
     return AdaptiveRequest(fields, images, budget, tuple(probed_levels) if images else (), highest)
+
+
+def number_of_image(value: Any, most: int, index: int) -> int:
+    """
+    Raises:
+        TypeError, ValueError: That is no number of visual tokens of one image.
+    """
+    name = f"{NAME} of image {index}"
+    if isinstance(value, list):
+        raise TypeError(f"`{name}` is {value!r}, but one image has one number.")
+    return check_num_visual_tokens(value, most, name=name)[0]
 
 
 def find_images(messages: Any) -> list[dict]:
@@ -170,20 +193,6 @@ def find_images(messages: Any) -> list[dict]:
 def is_image(item: dict) -> bool:
     kind = item.get("type")
     return kind in IMAGE_TYPES if isinstance(kind, str) else any(name in item for name in IMAGE_TYPES)
-
-
-def split_number(kwargs: dict) -> tuple[dict, Any]:
-    """`mm_processor_kwargs` without its `num_visual_tokens`, and that. In `images_kwargs` it goes before."""
-    kwargs = dict(kwargs)
-    asked = kwargs.pop(NAME, None)
-    nested = kwargs.get("images_kwargs")
-    if isinstance(nested, dict) and NAME in nested:
-        asked = nested[NAME]
-        nested = {name: value for name, value in nested.items() if name != NAME}
-        kwargs["images_kwargs"] = nested
-        if not nested:
-            del kwargs["images_kwargs"]
-    return kwargs, asked
 
 
 def with_number(fields: dict, num_visual_tokens: int | list[int]) -> dict:

@@ -1,6 +1,7 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
 """Adaptive budgets in vLLM: the log-probabilities of a few greedy tokens at a level say whether it suffices."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp
 from typing import Any
@@ -11,9 +12,18 @@ from ..models.adaptive_decoding import AdaptiveBudget, resolve_budget
 NAME = "num_visual_tokens"
 
 
-def is_budget(value: Any) -> bool:
-    """Whether `num_visual_tokens` leaves the number to the model."""
-    return isinstance(value, (AdaptiveBudget, dict)) or (isinstance(value, str) and value == "auto")
+def split_number(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """`mm_processor_kwargs` without its `num_visual_tokens`, and that. In `images_kwargs` it goes before."""
+    kwargs = dict(kwargs)
+    asked = kwargs.pop(NAME, None)
+    nested = kwargs.get("images_kwargs")
+    if isinstance(nested, Mapping) and NAME in nested:
+        asked = nested[NAME]
+        nested = {name: value for name, value in nested.items() if name != NAME}
+        kwargs["images_kwargs"] = nested
+        if not nested:
+            del kwargs["images_kwargs"]
+    return kwargs, asked
 
 
 @dataclass(frozen=True)
@@ -36,12 +46,21 @@ class ServedModel:
             model_config: vLLM's `ModelConfig`.
 
         Raises:
-            ValueError: The engine gives logits where log-probabilities are asked for.
+            ValueError: The model is no MQT-LLaVA, or the engine does not give two tokens' log-probabilities.
         """
+        if model_config.hf_config.model_type != "mqt_llava":
+            raise ValueError(
+                f"`{NAME}` cannot be chosen for the model that is served, a {model_config.hf_config.model_type}."
+            )
         if model_config.logprobs_mode.endswith("logits"):
             raise ValueError(
                 f"An adaptive `{NAME}` needs probabilities, but vLLM runs with `--logprobs-mode "
                 f"{model_config.logprobs_mode}`."
+            )
+        if model_config.max_logprobs in (0, 1):
+            raise ValueError(
+                f"An adaptive `{NAME}` needs the probabilities of two tokens, but vLLM runs with `--max-logprobs "
+                f"{model_config.max_logprobs}`."
             )
         generation_config = model_config.try_get_generation_config()
         return cls(model_config.hf_config.max_visual_tokens, generation_config.get("adaptive_budget"))

@@ -167,6 +167,11 @@ def refuse_settings(vllm_config: "VllmConfig") -> None:
             f"`tensor_parallel_size` is {parallel.tensor_parallel_size}, but must be at most {num_kv_heads}, the "
             "decoder's heads of keys and values: the pass over the questions does not know repeated ones."
         )
+    if vllm_config.model_config.multimodal_config.mm_encoder_only:
+        raise ValueError(
+            "`mm_encoder_only` is set, but what encodes the images of QueCC-LLaVA needs the decoder, which such an "
+            "engine does not load."
+        )
     if vllm_config.lora_config is not None:
         raise ValueError(
             "`enable_lora` is set, but vLLM's adapters know the tokens of a batch alone, and the decoder of "
