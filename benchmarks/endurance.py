@@ -192,7 +192,11 @@ def sample(server: Server, cache_file: Path, clients: Clients) -> dict:
 async def keep_sampling(server: Server, cache_file: Path, clients: Clients, every: float) -> None:
     while True:
         await asyncio.sleep(every)
-        clients.log.write("sample", **await asyncio.to_thread(sample, server, cache_file, clients))
+        try:
+            clients.log.write("sample", **await asyncio.to_thread(sample, server, cache_file, clients))
+        except Exception as error:  # such as a server that does not answer in time
+            clients.outcomes["failure"] += 1
+            clients.log.write("failure", kind="sample", reason=repr(error))
 
 
 async def drain(server: Server, cache_file: Path, clients: Clients) -> None:

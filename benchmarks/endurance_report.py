@@ -105,6 +105,8 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="where to draw it")
     args = parser.parse_args()
     events = read_log(args.log)
+    if not events["sample"]:
+        raise SystemExit(f"{args.log} has no sample yet.")
     print(summarize(events))
     if args.figure:
         draw(events).savefig(args.figure, dpi=100)

@@ -15,7 +15,7 @@ Two servers, each with vLLM's defaults (chunked prefill, prefix caching), take t
 "auto" is the adaptive budget. Random weights are never confident, so that it climbs to M through all levels: the worst
 case. The prediction is what the FLOPs of `mqt_llava.planning` say of what is compared: an image counted as often as it
 should be encoded, prompts without the tokens that vLLM reports as cached. The share is how much of it the clock shows.
-Results are saved after each round.
+Results are saved after each round. On one GPU both servers need room: `-- --gpu-memory-utilization 0.45`.
 
 vLLM's LLaVA imports torchvision, which `nox -s vllm` leaves out: install a build for the torch that is there first.
 """
