@@ -2,7 +2,7 @@
 """The text of a prompt, from the token ids that are left of it where vLLM hands it to a model's processor."""
 
 from collections.abc import Container, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
@@ -41,4 +41,5 @@ def pieces(ids: list[int], alone: Container[int]) -> Iterator[list[int]]:
 
 
 def decode(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) if ids else ""
+    text: Any = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text if ids else ""

@@ -30,7 +30,7 @@ from .vllm_compressed_llava import (
 
 
 if TYPE_CHECKING:
-    from transformers import BatchFeature
+    from transformers import BatchFeature, PreTrainedModel
     from vllm.config import VllmConfig
     from vllm.inputs import MultiModalHashes, MultiModalInput
     from vllm.multimodal.processing import ProcessorInputs, TimingContext
@@ -126,7 +126,7 @@ class QueCCLlavaVLLMProcessor(CompressedLlavaVLLMProcessor):
 
 
 @contextmanager
-def ordinary_decoder(decoder: torch.nn.Module, vllm_config: "VllmConfig") -> Iterator[None]:
+def ordinary_decoder(decoder: "PreTrainedModel", vllm_config: "VllmConfig") -> Iterator[None]:
     """
     Within it the decoder runs as it stands in its file: with torch's attention over all that it is given, not with
     vLLM's, which reads and writes the KV cache of running requests, and without the graph that was compiled of that.
