@@ -90,7 +90,6 @@ def test_another_question_adds_lines(folders, tmp_path):
     "engine, budget, num_images, batch_size",
     [
         ("transformers", "16", 60, 1),
-        pytest.param("vllm", "4", 60, 1, marks=pytest.mark.vllm),
         pytest.param("vllm", "auto", 60, 1, marks=pytest.mark.vllm),
         pytest.param("vllm", "auto", 2000, 64, marks=[pytest.mark.vllm, pytest.mark.slow]),
     ],
