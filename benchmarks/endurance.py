@@ -71,15 +71,12 @@ class Log:
 
 
 async def answer_of(response) -> tuple[list[int], str | None]:
-    """Tokens and reason to finish of a response, streamed or not. An error in a stream is a [`Failure`]."""
+    """Tokens and reason to finish of a response, streamed or not."""
     if "text/event-stream" not in response.headers["content-type"]:
         (choice,) = json.loads(await response.aread())["choices"]
         return choice["token_ids"], choice["finish_reason"]
     ids, reason = [], None
     async for event in events_of(response):
-        if "error" in event:
-            kind = InternalError if event["error"]["code"] == 500 else Failure
-            raise kind(f"A stream has ended with {event['error']}")
         for choice in event["choices"]:
             ids += choice.get("token_ids") or []
             reason = choice.get("finish_reason") or reason
@@ -87,9 +84,14 @@ async def answer_of(response) -> tuple[list[int], str | None]:
 
 
 async def events_of(response):
+    """Of a stream. An error in it is a [`Failure`]."""
     async for line in response.aiter_lines():
         if line.startswith("data: ") and line != "data: [DONE]":
-            yield json.loads(line.removeprefix("data: "))
+            event = json.loads(line.removeprefix("data: "))
+            if "error" in event:
+                kind = InternalError if event["error"]["code"] == 500 else Failure
+                raise kind(f"A stream has ended with {event['error']}")
+            yield event
 
 
 class Clients:
@@ -142,7 +144,8 @@ class Clients:
                 async for _ in events_of(response):
                     left -= 1
                     if not left:
-                        return "cancelled"
+                        break
+                return "cancelled"
             ids, reason = await answer_of(response)
         if reason not in ("stop", "length"):
             raise Failure(f"An answer of {len(ids)} tokens has ended without a reason.")
@@ -223,9 +226,9 @@ async def kill_engine(server: Server, clients: Clients) -> None:
             async with clients.http.stream("POST", "/v1/chat/completions", json=body) as response:
                 async for event in events_of(response):
                     has_started.set()
-                    if "error" in event:
-                        return "error in the stream"
                     reason = next((one["finish_reason"] for one in event["choices"] if one["finish_reason"]), reason)
+        except Failure:
+            return "error in the stream"
         except Exception as error:  # such as a connection that was closed
             return type(error).__name__
         return f"finished ({reason})"
