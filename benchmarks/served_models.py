@@ -1,8 +1,9 @@
 """
 The models of `compared_models.py` as checkpoints that vLLM serves, and the FLOPs of requests to them.
 
-Weights are random. Both have the tokenizer and the chat template of the embedded checkpoint, whose vocabulary the
-decoder's is larger than: what it answers is no text, but costs what text would. MQT-LLaVA's calibrated budget has a
+Weights are random. Both have the tokenizer and the chat template of the embedded checkpoint, with names for the other
+tokens of the decoder: what it answers is no text, but costs what text would. (vLLM 0.32 dies of a request for the
+log-probabilities of a token that has no name.) MQT-LLaVA's calibrated budget has a
 confidence that random weights do not reach, so that "auto" climbs to M: the worst case.
 """
 
@@ -27,6 +28,8 @@ def save_models(folder: Path, size: str, dtype: str) -> None:
     """Writes checkpoints `mqt` and `llava` below a folder."""
     tiny = AutoProcessor.from_pretrained(REPOSITORY / "model_cards" / "mqt-llava-tiny")
     tokenizer, template = tiny.tokenizer, tiny.chat_template
+    unnamed = range(len(tokenizer), SIZES[size].vocabulary)
+    tokenizer.add_tokens([f"<token {token_id}>" for token_id in unnamed])
     torch.manual_seed(SEED)
     shape = replace(SIZES[size], dtype=getattr(torch, dtype))
     mqt, llava = build_models(shape, "cpu", tokenizer.convert_tokens_to_ids("<image>"))

@@ -69,7 +69,9 @@ class Server:
             raise
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind=None, *exception) -> None:
+        if kind is not None:
+            print(self.read_log()[-20000:], file=sys.stderr)
         self.process.terminate()
         try:
             self.process.wait(60)
