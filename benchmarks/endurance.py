@@ -111,7 +111,7 @@ class Clients:
                 outcome = await asyncio.wait_for(self.send(request), self.deadline)
             except Exception as error:  # whatever it is, the others go on
                 outcome, reason = "failure", repr(error)
-                self.log.write("failure", kind=request.kind, reason=reason, body=without_pictures(request.body))
+                self.log.write("failure", kind=request.kind, reason=reason, body=for_the_log(request.body))
             self.outcomes[outcome] += 1
             self.outcomes[f"{request.kind}: {outcome}"] += 1
 
@@ -160,13 +160,13 @@ class Clients:
         theirs, their_level = await loop.run_in_executor(self.process, ask_transformers, request.body)
         same = (ids, level) == (theirs, their_level)
         self.outcomes["same" if same else "different"] += 1
-        what = {} if same else {"ours": [ids, level], "theirs": [theirs, their_level]}
-        self.log.write("comparison", kind=request.kind, same=same, body=without_pictures(request.body), **what)
+        what = {"body": for_the_log(request.body), "ours": [ids, level], "theirs": [theirs, their_level]}
+        self.log.write("comparison", kind=request.kind, same=same, **({} if same else what))
 
 
-def without_pictures(body: dict) -> str:
-    """A body for the log, with the ends of its pictures alone."""
-    body = json.loads(json.dumps(body))
+def for_the_log(body: dict) -> str:
+    """A body with the ends of its pictures alone."""
+    body = json.loads(json.dumps({name: value for name, value in body.items() if name != "model"}))
     for message in body["messages"]:
         for item in message["content"] if isinstance(message["content"], list) else []:
             if "image_url" in item:

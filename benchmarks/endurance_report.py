@@ -88,9 +88,16 @@ def draw(events: dict[str, list[dict]]):
     caches.plot(minutes, [100 * one["kv_cache_usage_perc"] for one in samples], color=BEFORE, label="KV cache")
     caches.set_ylabel("in use, per cent")
     caches.set_ylim(-5, 105)
-    colours = {"answered": AFTER, "refused": BEFORE, "cancelled": "#009E73", "failure": "#D55E00"}
-    for name, colour in colours.items():
-        requests.plot(minutes, [one["outcomes"].get(name, 0) for one in samples], color=colour, label=name)
+    # As many are refused as cancelled: one line is seen through the other.
+    styles = {
+        "answered": (AFTER, "-"),
+        "cancelled": ("#009E73", "-"),
+        "refused": (BEFORE, ":"),
+        "failure": ("#D55E00", "-"),
+    }
+    for name, (colour, style) in styles.items():
+        label = {"failure": "failed"}.get(name, name)
+        requests.plot(minutes, [one["outcomes"].get(name, 0) for one in samples], style, color=colour, label=label)
     requests.set_ylabel("requests so far")
     requests.set_xlabel("minutes")
     for axis in (memory, caches, requests):
