@@ -52,7 +52,7 @@ def test_every_script_is_in_the_readme():
     patterns = ("*.py", "train/*.py", "serve/*.py")
     scripts = [path for pattern in patterns for path in sorted((REPOSITORY / "examples").glob(pattern))]
     readme = (REPOSITORY / "README.md").read_text()
-    modules = {"demo_answers.py", "demo_page.py", "pictures.py"}
+    modules = {"demo_answers.py", "demo_page.py", "folder_engines.py", "pictures.py"}
     names = [str(path.relative_to(REPOSITORY)) for path in scripts if path.name not in modules]
     assert [name for name in names if f"{name})" not in readme] == []
 
