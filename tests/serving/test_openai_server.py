@@ -9,10 +9,12 @@ import pytest
 
 from tests.builders.scripts import load_script
 from tests.serving.serving_cases import (
+    BUDGETS,
     CHATS,
     ENVIRONMENT,
     MOSAICS,
     NEW_TOKENS,
+    QUESTIONS,
     TINY,
     TINY_CASES,
     TWO_NUMBERS,
@@ -109,6 +111,16 @@ def test_64_streams_at_once_with_mixed_numbers(server, expected):
     assert len(CHATS) == 64
     answers = asyncio.run(all_at_once())
     assert answers == [(answer.text, len(answer.prompt_ids)) for answer in expected["tiny"][:64]]
+
+
+def test_a_clients_id_of_a_picture_holds_at_any_number(client, expected):
+    """Its first request brings the picture, the others its id alone."""
+    index = CHATS.index((MOSAICS[1], QUESTIONS[2], None))
+    for answer, m in zip(expected["tiny"][index : index + 4], BUDGETS):
+        messages = message(QUESTIONS[2], MOSAICS[1])
+        messages[0]["content"][0] |= {"uuid": "mosaic"} if m is None else {"uuid": "mosaic", "image_url": None}
+        completion = ask(client, messages, m)
+        assert completion.prompt_token_ids == answer.prompt_ids and completion.choices[0].token_ids == answer.ids
 
 
 def test_requests_at_other_numbers_find_the_blocks_of_the_first(client):
