@@ -7,6 +7,7 @@ and says in `get_image_features` what that reads.
 """
 
 import copy
+import math
 import os
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.models.llava.modeling_llava import (
@@ -54,6 +56,42 @@ def refuse_other_features(config: CompressedLlavaConfig, kwargs: dict) -> None:
             raise ValueError(f"`{name}` is {value!r}, but the model is built for {configured!r}. Leave it out.")
     if kwargs.pop("image_sizes", None) is not None:
         raise ValueError("`image_sizes` is given, but every image is of the vision tower's own size. Leave it out.")
+
+
+def check_is_llava(is_llava: bool, found: Any) -> None:
+    """
+    Raises:
+        ValueError: It is none.
+    """
+    if not is_llava:
+        raise ValueError(
+            f"`llava` is {found}, but must be a LlavaForConditionalGeneration, or the folder or Hub id of one (model type "
+            "'llava'). Models that cut images into tiles, as LLaVA-NeXT and LLaVA-OneVision do, or whose projector reads "
+            "several layers, as VipLLaVA's does, are none."
+        )
+
+
+def count_patches(config: PreTrainedConfig, select_strategy: str) -> int:
+    """
+    How many patches of an image a LLaVA's projector is given, counted on a vision tower without weights.
+
+    Raises:
+        ValueError: They are no square grid.
+    """
+    if not isinstance(getattr(config, "image_size", None), int):
+        raise ValueError(f"The vision tower of `llava` ({config.model_type}) has no `image_size`, so no square grid.")
+    with torch.device("meta"):
+        tower = AutoModel.from_config(copy.deepcopy(config), attn_implementation="eager")
+        images = torch.empty(2, config.num_channels, config.image_size, config.image_size, dtype=tower.dtype)
+        num_rows, num_tokens, _ = tower(images).last_hidden_state.shape
+    num_patches = num_tokens - (select_strategy == "default")
+    if num_rows != 2 or num_patches == 0 or math.isqrt(num_patches) ** 2 != num_patches:
+        raise ValueError(
+            f"The vision tower of `llava` ({config.model_type}) gives {num_rows} x {num_tokens} tokens for two images, of "
+            f"which `vision_feature_select_strategy` {select_strategy!r} keeps {num_patches} for each: no square grid of "
+            "patches. ('default' drops the first token, 'full' none.)"
+        )
+    return num_patches
 
 
 class CompressedLlavaPreTrainedModel(LlavaPreTrainedModel):
@@ -293,20 +331,118 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ll
         image_token_id = text.config.vocab_size if image_token_id is None else image_token_id
         if image_token_id >= text.config.vocab_size:
             text.resize_token_embeddings(image_token_id + 1)
+        return cls._from_parts(
+            vision,
+            text.base_model,
+            text.get_output_embeddings(),
+            text.generation_config,
+            image_token_id=image_token_id,
+            **config_kwargs,
+        )
 
+    @classmethod
+    def from_llava(
+        cls: type[ModelWithHead],
+        llava: str | os.PathLike | LlavaForConditionalGeneration,
+        *,
+        dtype: str | torch.dtype | None = None,
+        **config_kwargs: Any,
+    ) -> ModelWithHead:
+        """
+        Puts a new compressor in the place of a LLaVA's projector, ready to be trained.
+
+        Nothing is copied. Decoder and head are the LLaVA's own modules; the vision tower is an object of its own, without
+        the layers that are not used, over the LLaVA's own tensors. So the LLaVA goes on as it was, with its projector;
+        what trains or moves the tensors of one does so to the other.
+
+        Args:
+            llava: A LLaVA, or the folder or Hub id to load one from. One of transformers' own class: an image is one
+                square grid of patches, of one layer of the vision tower.
+            dtype: What to load it in, when it is a folder or Hub id.
+            config_kwargs: Further arguments of the configuration, such as `max_visual_tokens` or `kernel_size`. Those
+                that a LLaVA has too (`vision_feature_layer`, `vision_feature_select_strategy`) are the LLaVA's own by
+                default.
+
+        Returns:
+            The model, in evaluation mode. The compressor has the dtype and the device of the vision tower.
+
+        Raises:
+            ValueError: It is no such LLaVA, its head has a bias, or an image would get more visual tokens than it has
+                patches.
+        """
+        if isinstance(llava, (str, os.PathLike)):
+            check_is_llava(AutoConfig.from_pretrained(llava).model_type == "llava", llava)
+            llava = LlavaForConditionalGeneration.from_pretrained(llava, dtype=dtype)
+        check_is_llava(
+            isinstance(llava, LlavaForConditionalGeneration) and llava.config.model_type == "llava",
+            type(llava).__name__,
+        )
+        if llava.lm_head.bias is not None:
+            raise ValueError("The head of `llava` has a bias, but must have none.")
+
+        settings = {
+            name: config_kwargs.pop(name, getattr(llava.config, name))
+            for name in ("vision_feature_layer", "vision_feature_select_strategy")
+        }
+        layer = settings["vision_feature_layer"]
+        if isinstance(layer, (list, tuple)):
+            if len(layer) != 1:
+                raise ValueError(
+                    f"`vision_feature_layer` of the LLaVA is {layer}, but the compressor's queries are made of one "
+                    "layer: pass the one to take as `vision_feature_layer`, such as -2."
+                )
+            (settings["vision_feature_layer"],) = layer
+        num_patches = count_patches(llava.config.vision_config, settings["vision_feature_select_strategy"])
+
+        # Hooks and layers of its own, the same tensors.
+        tower = llava.model.vision_tower
+        tower = copy.deepcopy(tower, {id(tensor): tensor for tensor in (*tower.parameters(), *tower.buffers())})
+        model = cls._from_parts(
+            tower,
+            llava.model.language_model,
+            llava.lm_head,
+            llava.generation_config,
+            image_token_id=llava.config.image_token_id,
+            tie_word_embeddings=llava.config.tie_word_embeddings,
+            name_or_path=llava.config.name_or_path,
+            **settings,
+            **config_kwargs,
+        )
+        if model.max_visual_tokens > num_patches:
+            raise ValueError(
+                f"An image would get {model.max_visual_tokens} visual tokens, but the vision tower gives "
+                f"{num_patches} patches, which is the most."
+            )
+        return model
+
+    @classmethod
+    def _from_parts(
+        cls: type[ModelWithHead],
+        vision_tower: PreTrainedModel,
+        language_model: PreTrainedModel,
+        lm_head: nn.Module,
+        generation_config: GenerationConfig,
+        **config_kwargs: Any,
+    ) -> ModelWithHead:
+        """A model that holds these parts, the vision tower without the layers that are not used, and a new compressor."""
+        # Copies, since a configuration that is built, and a model that is, write to those of their parts.
         config = cls.config_class(
-            vision_config=vision.config, text_config=text.config, image_token_id=image_token_id, **config_kwargs
+            vision_config=copy.deepcopy(vision_tower.config),
+            text_config=copy.deepcopy(language_model.config),
+            **config_kwargs,
         )
         with torch.device("meta"):
             model = cls(config)
-        model.model.vision_tower, model.model.language_model = vision, text.base_model
+        config.vision_config, config.text_config = vision_tower.config, language_model.config
+        config._attn_implementation = {"": language_model.config._attn_implementation}
+        model.model.vision_tower, model.model.language_model = vision_tower, language_model
         model.model._drop_unused_vision_layers()
-        model.lm_head = text.get_output_embeddings()
-        model.model.resampler.to_empty(device=text.device).to(text.dtype)
+        model.lm_head = lm_head
+        model.model.resampler.to_empty(device=vision_tower.device).to(vision_tower.dtype)
         for module in model.model.resampler.modules():
             model._init_weights(module)
         model.tie_weights()
-        model.generation_config = copy.deepcopy(text.generation_config)
+        model.generation_config = copy.deepcopy(generation_config)
         model.generation_config._from_model_config = False
         return model.eval()
 
