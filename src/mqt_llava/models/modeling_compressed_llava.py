@@ -7,7 +7,6 @@ and says in `get_image_features` what that reads.
 """
 
 import copy
-import math
 import os
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +18,6 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     GenerationConfig,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.models.llava.modeling_llava import (
@@ -31,7 +29,7 @@ from transformers.models.llava.modeling_llava import (
 )
 from transformers.utils import ModelOutput
 
-from .configuration_compressed_llava import CompressedLlavaConfig
+from .configuration_compressed_llava import CompressedLlavaConfig, count_patches
 from .model_card import CardTexts, fill_empty_card
 from .placeholders import encoded_images
 
@@ -56,42 +54,6 @@ def refuse_other_features(config: CompressedLlavaConfig, kwargs: dict) -> None:
             raise ValueError(f"`{name}` is {value!r}, but the model is built for {configured!r}. Leave it out.")
     if kwargs.pop("image_sizes", None) is not None:
         raise ValueError("`image_sizes` is given, but every image is of the vision tower's own size. Leave it out.")
-
-
-def check_is_llava(is_llava: bool, found: Any) -> None:
-    """
-    Raises:
-        ValueError: It is none.
-    """
-    if not is_llava:
-        raise ValueError(
-            f"`llava` is {found}, but must be a LlavaForConditionalGeneration, or the folder or Hub id of one (model type "
-            "'llava'). Models that cut images into tiles, as LLaVA-NeXT and LLaVA-OneVision do, or whose projector reads "
-            "several layers, as VipLLaVA's does, are none."
-        )
-
-
-def count_patches(config: PreTrainedConfig, select_strategy: str) -> int:
-    """
-    How many patches of an image a LLaVA's projector is given, counted on a vision tower without weights.
-
-    Raises:
-        ValueError: They are no square grid.
-    """
-    if not isinstance(getattr(config, "image_size", None), int):
-        raise ValueError(f"The vision tower of `llava` ({config.model_type}) has no `image_size`, so no square grid.")
-    with torch.device("meta"):
-        tower = AutoModel.from_config(copy.deepcopy(config), attn_implementation="eager")
-        images = torch.empty(2, config.num_channels, config.image_size, config.image_size, dtype=tower.dtype)
-        num_rows, num_tokens, _ = tower(images).last_hidden_state.shape
-    num_patches = num_tokens - (select_strategy == "default")
-    if num_rows != 2 or num_patches == 0 or math.isqrt(num_patches) ** 2 != num_patches:
-        raise ValueError(
-            f"The vision tower of `llava` ({config.model_type}) gives {num_rows} x {num_tokens} tokens for two images, of "
-            f"which `vision_feature_select_strategy` {select_strategy!r} keeps {num_patches} for each: no square grid of "
-            "patches. ('default' drops the first token, 'full' none.)"
-        )
-    return num_patches
 
 
 class CompressedLlavaPreTrainedModel(LlavaPreTrainedModel):
@@ -351,9 +313,9 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ll
         """
         Puts a new compressor in the place of a LLaVA's projector, ready to be trained.
 
-        Nothing is copied. Decoder and head are the LLaVA's own modules; the vision tower is an object of its own, without
-        the layers that are not used, over the LLaVA's own tensors. So the LLaVA goes on as it was, with its projector;
-        what trains or moves the tensors of one does so to the other.
+        No tensor is copied. Decoder and head are the LLaVA's own modules; the vision tower is a new object over the
+        LLaVA's tensors, without the layers that are not used. So the LLaVA works on as it did, with its projector, and
+        what trains, moves or resizes the parts of one model does so to the other's.
 
         Args:
             llava: A LLaVA, or the folder or Hub id to load one from. One of transformers' own class: an image is one
@@ -370,13 +332,16 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ll
             ValueError: It is no such LLaVA, its head has a bias, or an image would get more visual tokens than it has
                 patches.
         """
-        if isinstance(llava, (str, os.PathLike)):
-            check_is_llava(AutoConfig.from_pretrained(llava).model_type == "llava", llava)
+        is_name = isinstance(llava, (str, os.PathLike))
+        kind = AutoConfig.from_pretrained(llava).model_type if is_name else type(llava).__name__
+        if kind not in ("llava", "LlavaForConditionalGeneration"):
+            raise ValueError(
+                f"`llava` is a {kind}, but must be a LlavaForConditionalGeneration, or the folder or Hub id of one. "
+                "Models that cut images into tiles (LLaVA-NeXT, LLaVA-OneVision) or whose projector reads several "
+                "layers (VipLLaVA) are none."
+            )
+        if is_name:
             llava = LlavaForConditionalGeneration.from_pretrained(llava, dtype=dtype)
-        check_is_llava(
-            isinstance(llava, LlavaForConditionalGeneration) and llava.config.model_type == "llava",
-            type(llava).__name__,
-        )
         if llava.lm_head.bias is not None:
             raise ValueError("The head of `llava` has a bias, but must have none.")
 
@@ -384,14 +349,13 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ll
             name: config_kwargs.pop(name, getattr(llava.config, name))
             for name in ("vision_feature_layer", "vision_feature_select_strategy")
         }
-        layer = settings["vision_feature_layer"]
-        if isinstance(layer, (list, tuple)):
-            if len(layer) != 1:
+        if isinstance(layers := settings["vision_feature_layer"], (list, tuple)):
+            if len(layers) != 1:
                 raise ValueError(
-                    f"`vision_feature_layer` of the LLaVA is {layer}, but the compressor's queries are made of one "
-                    "layer: pass the one to take as `vision_feature_layer`, such as -2."
+                    f"`vision_feature_layer` of the LLaVA is {layers}, but a compressor takes its patches of one "
+                    "layer: pass that one, such as -2."
                 )
-            (settings["vision_feature_layer"],) = layer
+            (settings["vision_feature_layer"],) = layers
         num_patches = count_patches(llava.config.vision_config, settings["vision_feature_select_strategy"])
 
         # Hooks and layers of its own, the same tensors.
@@ -424,7 +388,7 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ll
         generation_config: GenerationConfig,
         **config_kwargs: Any,
     ) -> ModelWithHead:
-        """A model that holds these parts, the vision tower without the layers that are not used, and a new compressor."""
+        """A model of these parts and a new compressor. The vision tower loses the layers that are not used."""
         # Copies, since a configuration that is built, and a model that is, write to those of their parts.
         config = cls.config_class(
             vision_config=copy.deepcopy(vision_tower.config),
@@ -461,7 +425,18 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ll
             )
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """As [`~PreTrainedModel.save_pretrained`]; a README.md that is there stays, also when it is pushed."""
+        """
+        As [`~PreTrainedModel.save_pretrained`]; a README.md that is there stays, also when it is pushed.
+
+        Raises:
+            ValueError: Parts are a LLaVA's that was quantised, which could not be loaded again.
+        """
+        is_quantized = not all(parameter.is_floating_point() for parameter in self.parameters())
+        if is_quantized and getattr(self, "hf_quantizer", None) is None:
+            raise ValueError(
+                "The model shares quantised parts with the LLaVA that it was made of, so it cannot be saved as a whole. "
+                "Save what was trained, and make the model of a LLaVA that is not quantised."
+            )
         card = Path(save_directory) / "README.md"
         written = card.read_bytes() if card.is_file() else None
         super().save_pretrained(save_directory, *args, **kwargs)

@@ -117,8 +117,8 @@ class CompressedLlavaProcessor(ProcessorMixin):
         The processor of a model that was made of a LLaVA by its own `from_llava`.
 
         Tokenizer and chat template are the LLaVA's own, and images are resized, cropped and normalised as by it: what
-        differs is how many placeholders an image has. As always in this package Pillow computes the pixels, and what is
-        transparent shows the pixels beneath.
+        differs is how many placeholders an image has. As always in this package, Pillow computes the pixels, and what
+        is transparent shows the pixels beneath.
 
         Args:
             llava: LLaVA's processor, or the folder or Hub id of the LLaVA.
@@ -137,7 +137,7 @@ class CompressedLlavaProcessor(ProcessorMixin):
             llava = AutoProcessor.from_pretrained(llava)
         if not isinstance(llava, LlavaProcessor):
             raise ValueError(
-                f"`llava` is a {type(llava).__name__}, but must be a LlavaProcessor, or the folder or Hub id of a LLaVA."
+                f"`llava` is a {type(llava).__name__}, but must be a LlavaProcessor, or the folder or Hub id of one."
             )
         if llava.image_token != IMAGE_TOKEN:
             raise ValueError(f"The image token of `llava` is {llava.image_token!r}, but must be {IMAGE_TOKEN!r}.")
@@ -166,8 +166,8 @@ class CompressedLlavaProcessor(ProcessorMixin):
         ):
             if ours not in (None, theirs):
                 raise ValueError(
-                    f"The {name} is {ours} in the processor and {theirs} in `config`, but must be the same: they belong "
-                    "to different models."
+                    f"The {name} is {ours} in the processor and {theirs} in `config`, but must be the same: these "
+                    "belong to different models."
                 )
 
     @staticmethod
@@ -304,8 +304,8 @@ def llava_image_processor(image_processor: BaseImageProcessor) -> LlavaImageProc
         settings = {"do_center_crop": False, **settings, "do_pad": False}
     elif pil_class is not LlavaImageProcessorPil:
         raise ValueError(
-            f"The image processor of `llava` is a {type(image_processor).__name__}, but must be one that only resizes, "
-            "crops, rescales and normalises, such as CLIP's, SigLIP's or LLaVA's."
+            f"The image processor of `llava` is a {type(image_processor).__name__}, but must be one that only "
+            "resizes, crops, rescales and normalises, such as CLIP's, SigLIP's or LLaVA's."
         )
     return LlavaImageProcessorPil.from_dict(settings)
 

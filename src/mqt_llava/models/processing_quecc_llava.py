@@ -86,8 +86,8 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
         As [`CompressedLlavaProcessor.from_llava`].
 
         Args:
-            answer_prefix: What stands between a question and its answer; by default what the LLaVA's chat template puts
-                there.
+            answer_prefix: What stands between a question and its answer; by default what the LLaVA's chat template
+                puts there.
 
         Raises:
             ValueError: That is nothing.
