@@ -434,8 +434,8 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ll
         is_quantized = not all(parameter.is_floating_point() for parameter in self.parameters())
         if is_quantized and getattr(self, "hf_quantizer", None) is None:
             raise ValueError(
-                "The model shares quantised parts with the LLaVA that it was made of, so it cannot be saved as a whole. "
-                "Save what was trained, and make the model of a LLaVA that is not quantised."
+                "The model shares quantised parts with the LLaVA that it was made of, so it cannot be saved as a "
+                "whole. Save what was trained, and make the model of a LLaVA that is not quantised."
             )
         card = Path(save_directory) / "README.md"
         written = card.read_bytes() if card.is_file() else None
