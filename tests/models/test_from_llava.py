@@ -7,7 +7,7 @@ from transformers import AutoConfig, BitsAndBytesConfig, LlavaForConditionalGene
 
 from tests.builders.both import BOTH, MQT, QUECC, image_inputs
 from tests.builders.chats import raises
-from tests.builders.configs import TEXT_CONFIG
+from tests.builders.configs import TEXT_CONFIG, VISION_CONFIG
 from tests.builders.llavas import save_llava, tiny_llava
 from tests.builders.prompts import random_pixels
 
@@ -139,13 +139,16 @@ def test_a_folder(case, tmp_path):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantised_llava_works_and_is_not_saved(case, bits, tmp_path):
     pytest.importorskip("bitsandbytes")
-    text_config = {**TEXT_CONFIG, "hidden_size": 64, "intermediate_size": 64}
-    save_llava(tmp_path / "llava", text_config=AutoConfig.for_model("llama", **text_config))
-    quantization = BitsAndBytesConfig(
-        **{f"load_in_{bits}bit": True}, llm_int8_skip_modules=["vision_tower", "lm_head"]
-    )
+    wide = {"hidden_size": 64, "intermediate_size": 64}
+    configs = {
+        "vision_config": AutoConfig.for_model("clip_vision_model", **{**VISION_CONFIG, **wide}),
+        "text_config": AutoConfig.for_model("llama", **{**TEXT_CONFIG, **wide}),
+    }
+    save_llava(tmp_path / "llava", **configs)
     llava = LlavaForConditionalGeneration.from_pretrained(
-        tmp_path / "llava", quantization_config=quantization, dtype=torch.bfloat16
+        tmp_path / "llava",
+        quantization_config=BitsAndBytesConfig(**{f"load_in_{bits}bit": True}),
+        dtype=torch.bfloat16,
     )
     before = run(llava)
     model = from_llava(case, llava)
