@@ -35,13 +35,13 @@ TEMPLATES = {
     + "{{ '<|im_end|>\\n' }}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}",
 }  # fmt: skip
-# What stands between a question and its answer.
-ANSWER_PREFIXES = {"v1": "ASSISTANT:", "chatml": "<|im_end|>\n<|im_start|>assistant"}
 
 
 @functools.cache
 def tokenizer():
-    return AutoTokenizer.from_pretrained(CHECKPOINT)
+    loaded = AutoTokenizer.from_pretrained(CHECKPOINT)
+    loaded.chat_template = None  # a LLaVA's processor brings its own
+    return loaded
 
 
 def tiny_llava(text: str = "llama", vision: str = "clip_vision_model", text_config=None, **kwargs):

@@ -288,8 +288,8 @@ class CompressedLlavaProcessor(ProcessorMixin):
 
 def pil_class_of(image_processor: BaseImageProcessor) -> type[PilBackend]:
     """The class that does with Pillow what an image processor does."""
-    name = type(image_processor).__name__
-    return getattr(transformers, name if image_processor.backend == "pil" else name + "Pil")
+    own = type(image_processor)
+    return own if image_processor.backend == "pil" else getattr(transformers, own.__name__ + "Pil")
 
 
 def llava_image_processor(image_processor: BaseImageProcessor) -> LlavaImageProcessorPil:
