@@ -20,12 +20,14 @@ from tests.builders.paths import CHECKPOINT
 
 SIZE = VISION_CONFIG["image_size"]  # 16 patches
 CROPPED = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
-# Image processor, and which of the tower's tokens LLaVA's projector is given.
+# Image processor, which of the tower's tokens LLaVA's projector is given, and what else its configuration says.
 TOWERS = {
-    "clip_vision_model": (CLIPImageProcessorPil(**CROPPED), "default"),
-    "siglip_vision_model": (SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE}), "full"),
-    "pixtral": (None, "full"),  # any size of image: all patches in one row
-}
+    "clip_vision_model": (CLIPImageProcessorPil(**CROPPED), "default", {}),
+    "siglip_vision_model": (
+        SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE}), "full", {"vision_use_head": False}
+    ),
+    "pixtral": (None, "full", {}),  # any size of image: all patches in one row
+}  # fmt: skip
 RENDER = """{%- for part in message['content'] -%}
 {%- if part['type'] == 'image' -%}{{ '<image>\\n' }}{%- else -%}{{ part['text'] }}{%- endif -%}{%- endfor -%}"""
 TEMPLATES = {
@@ -49,7 +51,7 @@ def tiny_llava(text: str = "llama", vision: str = "clip_vision_model", text_conf
     text_config = text_config or decoder_config(text)
     text_config.vocab_size = len(tokenizer()) + 7
     settings = {
-        "vision_config": AutoConfig.for_model(vision, **VISION_CONFIG),
+        "vision_config": AutoConfig.for_model(vision, **{**VISION_CONFIG, **TOWERS[vision][2]}),
         "text_config": text_config,
         "image_token_index": tokenizer().convert_tokens_to_ids("<image>"),
         "vision_feature_select_strategy": TOWERS[vision][1],
@@ -58,7 +60,7 @@ def tiny_llava(text: str = "llama", vision: str = "clip_vision_model", text_conf
 
 
 def llava_processor(vision: str = "clip_vision_model", template: str = "v1", **kwargs) -> LlavaProcessor:
-    image_processor, strategy = TOWERS[vision]
+    image_processor, strategy, _ = TOWERS[vision]
     settings = {
         "image_processor": image_processor,
         "patch_size": VISION_CONFIG["patch_size"],
