@@ -85,6 +85,7 @@ def test_the_parts_work_in_both_models_as_they_did(case, parts, layer):
 def test_no_tensor_is_copied(case, parts):
     llava = tiny_llava(*parts)
     model = from_llava(case, llava)
+    assert model.model.language_model is llava.model.language_model and model.lm_head is llava.lm_head
     source, ours = ({**dict(x.named_parameters()), **dict(x.named_buffers())} for x in (llava, model))
     new = [name for name in ours if source.get(name) is not ours[name]]
     assert new and all(name.startswith("model.resampler.") for name in new)

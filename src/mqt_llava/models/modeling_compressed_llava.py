@@ -232,6 +232,7 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ll
 
     model_class: type[CompressedLlavaModel]
     card_texts: CardTexts
+    is_made_of_llava = False  # and not loaded since; `config.name_or_path` is the LLaVA's then
 
     _tp_plan = {"lm_head": "colwise_gather_output"}  # which LLaVA's has since 5.20
 
@@ -315,7 +316,7 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ll
 
         No tensor is copied. Decoder and head are the LLaVA's own modules; the vision tower is a new object over the
         LLaVA's tensors, without the layers that are not used. So the LLaVA works on as it did, with its projector, and
-        what trains, moves or resizes the parts of one model does so to the other's.
+        what trains, moves or resizes the parts of one model does so to the other's: move the LLaVA before.
 
         Args:
             llava: A LLaVA, or the folder or Hub id to load one from. One of transformers' own class: an image is one
@@ -377,6 +378,7 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ll
                 f"An image would get {model.max_visual_tokens} visual tokens, but the vision tower gives "
                 f"{num_patches} patches, which is the most."
             )
+        model.is_made_of_llava = True
         return model
 
     @classmethod
