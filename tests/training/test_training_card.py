@@ -122,7 +122,7 @@ processor = MQTLlavaProcessor.from_llava("c/llava", max_visual_tokens=16, chat_t
     train = TRAIN + make + 'build_trainer(model, "stage-1", parts=["resampler"]).push_to_hub()\n'
     run_python(train, "someone/tiny", environment=hub.environment(tmp_path / "home"), folder=tmp_path)
     card = hub.card("you/stage-1")
-    assert card.data.base_model == "c/llava" and 'from_llava(\n    "c/llava",\n' in card.text
+    assert card.data.base_model == ["c/llava"] and 'from_llava(\n    "c/llava",\n' in card.text
     hub.run_card("you/stage-1", tmp_path)
 
 
