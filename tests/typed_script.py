@@ -54,6 +54,8 @@ assert_type(largest_num_visual_tokens(config, text_tokens=20, flops=1e9), int)
 answer = assert_type(ImageAnswer.ask(model, processor, image, "List the items."), ImageAnswer)
 assert_type(answer_heatmap(answer, 4), torch.Tensor)
 
+assert_type(MQTLlavaForConditionalGeneration.from_llava("llava", dtype="auto"), MQTLlavaForConditionalGeneration)
+assert_type(MQTLlavaProcessor.from_llava("llava", pad_to_square=True), MQTLlavaProcessor)
 new = assert_type(
     QueCCLlavaForConditionalGeneration.from_vision_text_pretrained("vision", "text"),
     QueCCLlavaForConditionalGeneration,

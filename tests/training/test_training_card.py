@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.builders.llavas import save_llava
 from tests.builders.loopback_hub import LoopbackHub
 from tests.builders.paths import CHECKPOINT
 from tests.builders.processes import BLOCK, run_python
@@ -107,6 +108,22 @@ model = MQTLlavaForConditionalGeneration.from_vision_text_pretrained(
     card = hub.card("you/stage-1")
     assert card.data.base_model == ["a/tower", "b/decoder"]
     hub.run_card("you/stage-1", tmp_path)  # an untrained model need not say anything
+
+
+def test_the_card_of_stage_1_of_a_llava(hub, tmp_path):
+    save_llava(tmp_path / "llava")
+    hub.commit_folder("c/llava", tmp_path / "llava")
+    make = """
+from mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaProcessor
+
+model = MQTLlavaForConditionalGeneration.from_llava("c/llava", max_visual_tokens=16)
+processor = MQTLlavaProcessor.from_llava("c/llava", max_visual_tokens=16, chat_template=processor.chat_template)
+"""
+    train = TRAIN + make + 'build_trainer(model, "stage-1", parts=["resampler"]).push_to_hub()\n'
+    run_python(train, "someone/tiny", environment=hub.environment(tmp_path / "home"), folder=tmp_path)
+    card = hub.card("you/stage-1")
+    assert card.data.base_model == ["c/llava"] and 'from_llava(\n    "c/llava",\n' in card.text
+    hub.run_card("you/stage-1", tmp_path)
 
 
 def test_the_card_of_adapters(hub, tmp_path):

@@ -1,13 +1,15 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
 """Configuration of a LLaVA that has a compressor between vision tower and decoder: what all of them share."""
 
+import copy
+import math
 import operator
 import os
 from numbers import Integral
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 from transformers.utils import is_numpy_array
 
 
@@ -69,6 +71,30 @@ def check_num_visual_tokens(
             f"`{name}` has {len(value)} entries for {num_images} image{'s'[: num_images != 1]}, but must be {allowed}."
         )
     return [check_one(number) for number in value]
+
+
+def count_patches(config: PreTrainedConfig, select_strategy: str) -> int:
+    """
+    How many patches of an image a LLaVA's projector is given, counted on a vision tower without weights.
+
+    Raises:
+        ValueError: They are no square grid.
+    """
+    size, tower_name = getattr(config, "image_size", None), f"vision tower of `llava` ({config.model_type})"
+    if not isinstance(size, int):
+        raise ValueError(f"`image_size` of the {tower_name} is {size!r}, but must be the side of a square in pixels.")
+    with torch.device("meta"):
+        tower = AutoModel.from_config(copy.deepcopy(config), attn_implementation="eager")
+        images = torch.empty(2, config.num_channels, size, size, dtype=tower.dtype)
+        num_rows, num_tokens, _ = tower(images).last_hidden_state.shape
+    num_patches = num_tokens - (select_strategy == "default")
+    if num_rows != 2 or num_patches == 0 or math.isqrt(num_patches) ** 2 != num_patches:
+        raise ValueError(
+            f"The {tower_name} gives {num_rows} x {num_tokens} tokens for two images, of which "
+            f"`vision_feature_select_strategy` {select_strategy!r} keeps {num_patches} for each: no square grid of "
+            "patches. ('default' drops the first token, 'full' none.)"
+        )
+    return num_patches
 
 
 class CompressedLlavaConfig(PreTrainedConfig):

@@ -29,7 +29,7 @@ from transformers.models.llava.modeling_llava import (
 )
 from transformers.utils import ModelOutput
 
-from .configuration_compressed_llava import CompressedLlavaConfig
+from .configuration_compressed_llava import CompressedLlavaConfig, count_patches
 from .model_card import CardTexts, fill_empty_card
 from .placeholders import encoded_images
 
@@ -232,6 +232,7 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ll
 
     model_class: type[CompressedLlavaModel]
     card_texts: CardTexts
+    is_made_of_llava = False  # and not loaded since; `config.name_or_path` is the LLaVA's then
 
     _tp_plan = {"lm_head": "colwise_gather_output"}  # which LLaVA's has since 5.20
 
@@ -293,20 +294,121 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ll
         image_token_id = text.config.vocab_size if image_token_id is None else image_token_id
         if image_token_id >= text.config.vocab_size:
             text.resize_token_embeddings(image_token_id + 1)
+        return cls._from_parts(
+            vision,
+            text.base_model,
+            text.get_output_embeddings(),
+            text.generation_config,
+            image_token_id=image_token_id,
+            **config_kwargs,
+        )
 
+    @classmethod
+    def from_llava(
+        cls: type[ModelWithHead],
+        llava: str | os.PathLike | LlavaForConditionalGeneration,
+        *,
+        dtype: str | torch.dtype | None = None,
+        **config_kwargs: Any,
+    ) -> ModelWithHead:
+        """
+        Puts a new compressor in the place of a LLaVA's projector, ready to be trained.
+
+        No tensor is copied. Decoder and head are the LLaVA's own modules; the vision tower is a new object over the
+        LLaVA's tensors, without the layers that are not used. So the LLaVA works on as it did, with its projector, and
+        what trains, moves or resizes the parts of one model does so to the other's: move the LLaVA before.
+
+        Args:
+            llava: A LLaVA, or the folder or Hub id to load one from. One of transformers' own class: an image is one
+                square grid of patches, of one layer of the vision tower.
+            dtype: What to load it in, when it is a folder or Hub id.
+            config_kwargs: Further arguments of the configuration, such as `max_visual_tokens` or `kernel_size`. Those
+                that a LLaVA has too (`vision_feature_layer`, `vision_feature_select_strategy`) are the LLaVA's own by
+                default.
+
+        Returns:
+            The model, in evaluation mode. The compressor has the dtype and the device of the vision tower.
+
+        Raises:
+            ValueError: It is no such LLaVA, its head has a bias, or an image would get more visual tokens than it has
+                patches.
+        """
+        is_name = isinstance(llava, (str, os.PathLike))
+        kind = AutoConfig.from_pretrained(llava).model_type if is_name else type(llava).__name__
+        if kind not in ("llava", "LlavaForConditionalGeneration"):
+            raise ValueError(
+                f"`llava` is a {kind}, but must be a LlavaForConditionalGeneration, or the folder or Hub id of one. "
+                "Models that cut images into tiles (LLaVA-NeXT, LLaVA-OneVision) or whose projector reads several "
+                "layers (VipLLaVA) are none."
+            )
+        if is_name:
+            llava = LlavaForConditionalGeneration.from_pretrained(llava, dtype=dtype)
+        if llava.lm_head.bias is not None:
+            raise ValueError("The head of `llava` has a bias, but must have none.")
+
+        settings = {
+            name: config_kwargs.pop(name, getattr(llava.config, name))
+            for name in ("vision_feature_layer", "vision_feature_select_strategy")
+        }
+        if isinstance(layers := settings["vision_feature_layer"], (list, tuple)):
+            if len(layers) != 1:
+                raise ValueError(
+                    f"`vision_feature_layer` of the LLaVA is {layers}, but a compressor takes its patches of one "
+                    "layer: pass that one, such as -2."
+                )
+            (settings["vision_feature_layer"],) = layers
+        num_patches = count_patches(llava.config.vision_config, settings["vision_feature_select_strategy"])
+
+        # Hooks and layers of its own, the same tensors.
+        tower = llava.model.vision_tower
+        tower = copy.deepcopy(tower, {id(tensor): tensor for tensor in (*tower.parameters(), *tower.buffers())})
+        model = cls._from_parts(
+            tower,
+            llava.model.language_model,
+            llava.lm_head,
+            llava.generation_config,
+            image_token_id=llava.config.image_token_id,
+            tie_word_embeddings=llava.config.tie_word_embeddings,
+            name_or_path=llava.config.name_or_path,
+            **settings,
+            **config_kwargs,
+        )
+        if model.max_visual_tokens > num_patches:
+            raise ValueError(
+                f"An image would get {model.max_visual_tokens} visual tokens, but the vision tower gives "
+                f"{num_patches} patches, which is the most."
+            )
+        model.is_made_of_llava = True
+        return model
+
+    @classmethod
+    def _from_parts(
+        cls: type[ModelWithHead],
+        vision_tower: PreTrainedModel,
+        language_model: PreTrainedModel,
+        lm_head: nn.Module,
+        generation_config: GenerationConfig,
+        **config_kwargs: Any,
+    ) -> ModelWithHead:
+        """A model of these parts and a new compressor. The vision tower loses the layers that are not used."""
+        # Copies, since a configuration that is built, and a model that is, write to those of their parts.
         config = cls.config_class(
-            vision_config=vision.config, text_config=text.config, image_token_id=image_token_id, **config_kwargs
+            vision_config=copy.deepcopy(vision_tower.config),
+            text_config=copy.deepcopy(language_model.config),
+            **config_kwargs,
         )
         with torch.device("meta"):
             model = cls(config)
-        model.model.vision_tower, model.model.language_model = vision, text.base_model
+        config.vision_config, config.text_config = vision_tower.config, language_model.config
+        config._attn_implementation = {"": language_model.config._attn_implementation}
+        model.model.vision_tower, model.model.language_model = vision_tower, language_model
         model.model._drop_unused_vision_layers()
-        model.lm_head = text.get_output_embeddings()
-        model.model.resampler.to_empty(device=text.device).to(text.dtype)
+        model.lm_head = lm_head
+        model.model.resampler.to_empty(device=vision_tower.device).to(vision_tower.dtype)
         for module in model.model.resampler.modules():
             model._init_weights(module)
         model.tie_weights()
-        model.generation_config = copy.deepcopy(text.generation_config)
+        model.generation_config = copy.deepcopy(generation_config)
         model.generation_config._from_model_config = False
         return model.eval()
 
@@ -325,7 +427,18 @@ class CompressedLlavaForConditionalGeneration(CompressedLlavaPreTrainedModel, Ll
             )
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """As [`~PreTrainedModel.save_pretrained`]; a README.md that is there stays, also when it is pushed."""
+        """
+        As [`~PreTrainedModel.save_pretrained`]; a README.md that is there stays, also when it is pushed.
+
+        Raises:
+            ValueError: Parts are a LLaVA's that was quantised, which could not be loaded again.
+        """
+        is_quantized = not all(parameter.is_floating_point() for parameter in self.parameters())
+        if is_quantized and getattr(self, "hf_quantizer", None) is None:
+            raise ValueError(
+                "The model shares quantised parts with the LLaVA that it was made of, so it cannot be saved as a "
+                "whole. Save what was trained, and make the model of a LLaVA that is not quantised."
+            )
         card = Path(save_directory) / "README.md"
         written = card.read_bytes() if card.is_file() else None
         super().save_pretrained(save_directory, *args, **kwargs)

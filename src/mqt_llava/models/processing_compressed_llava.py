@@ -8,12 +8,14 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import PIL.Image
 import PIL.ImageOps
 import torch
 import transformers
+from transformers import AutoConfig, AutoProcessor, LlavaImageProcessorPil, LlavaProcessor, PreTrainedConfig
+from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ChannelDimension, ImageInput, infer_channel_dimension_format, load_image
 from transformers.processing_utils import MultiModalData, ProcessorMixin
@@ -22,6 +24,8 @@ from transformers.utils import is_numpy_array
 
 from .configuration_compressed_llava import plain_numbers
 
+
+Processor = TypeVar("Processor", bound="CompressedLlavaProcessor")
 
 IMAGE_TOKEN = "<image>"
 # What transformers puts around control tokens that a user typed, where a chat is asked for `sanitize_control_tokens`.
@@ -92,14 +96,79 @@ class CompressedLlavaProcessor(ProcessorMixin):
             )
         if image_processor.backend != "pil":
             # The auto class prefers torchvision wherever it is installed, but that resizes to other pixels.
-            pil_class = getattr(transformers, type(image_processor).__name__ + "Pil")
-            self.image_processor = pil_class.from_dict(image_processor.to_dict())
+            self.image_processor = pil_class_of(image_processor).from_dict(image_processor.to_dict())
         # `from_pretrained` hands its keywords to the tokenizer too, whose own would then override the processor's.
         for name in ("num_visual_tokens", "max_visual_tokens"):
             tokenizer.init_kwargs.pop(name, None)
         self.max_visual_tokens = max_visual_tokens
         self.image_token = IMAGE_TOKEN
         self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+
+    @classmethod
+    def from_llava(
+        cls: type[Processor],
+        llava: str | os.PathLike | LlavaProcessor,
+        *,
+        config: PreTrainedConfig | None = None,
+        pad_to_square: bool | None = None,
+        **kwargs: Any,
+    ) -> Processor:
+        """
+        The processor of a model that was made of a LLaVA by its own `from_llava`.
+
+        Tokenizer and chat template are the LLaVA's own, and images are resized, cropped and normalised as by it: what
+        differs is how many placeholders an image has. As always in this package, Pillow computes the pixels, and what
+        is transparent shows the pixels beneath.
+
+        Args:
+            llava: LLaVA's processor, or the folder or Hub id of the LLaVA.
+            config: Of the LLaVA, or of the model that was made of it, which the processor must fit. By default the one
+                in the folder; none where a processor is passed.
+            pad_to_square: Whether images are padded to squares first, so that nothing is cropped. As the LLaVA does by
+                default.
+            kwargs: Further arguments of the processor, such as `max_visual_tokens`.
+
+        Raises:
+            ValueError: It is no LLaVA's processor, has another image token than `<image>` or no chat template, or does
+                not fit the configuration.
+        """
+        if isinstance(llava, (str, os.PathLike)):
+            config = AutoConfig.from_pretrained(llava) if config is None else config
+            llava = AutoProcessor.from_pretrained(llava)
+        if not isinstance(llava, LlavaProcessor):
+            raise ValueError(
+                f"`llava` is a {type(llava).__name__}, but must be a LlavaProcessor, or the folder or Hub id of one."
+            )
+        if llava.image_token != IMAGE_TOKEN:
+            raise ValueError(f"The image token of `llava` is {llava.image_token!r}, but must be {IMAGE_TOKEN!r}.")
+        template = kwargs.pop("chat_template", llava.chat_template or llava.tokenizer.chat_template)
+        if template is None:
+            raise ValueError("`llava` has no chat template. Pass the one that it was trained on as `chat_template`.")
+        image_processor = llava_image_processor(llava.image_processor)
+        if pad_to_square is not None:
+            image_processor.do_pad = pad_to_square
+        processor = cls(image_processor, llava.tokenizer, chat_template=template, **kwargs)
+        if config is not None:
+            processor._check_fits(config, llava.patch_size)
+        return processor
+
+    def _check_fits(self, config: PreTrainedConfig, patch_size: int | None) -> None:
+        """
+        Raises:
+            ValueError: The model of this configuration reads other tokens or other images.
+        """
+        pixels = self.image_processor(PIL.Image.new("RGB", (40, 30)), return_tensors="pt")["pixel_values"]
+        side = config.vision_config.image_size
+        for name, ours, theirs in (
+            ("id of the image token", self.image_token_id, config.image_token_id),
+            ("size of an image in pixels", tuple(pixels.shape[-2:]), (side, side)),
+            ("`patch_size`", patch_size, config.vision_config.patch_size),
+        ):
+            if ours not in (None, theirs):
+                raise ValueError(
+                    f"The {name} is {ours} in the processor and {theirs} in `config`, but must be the same: these "
+                    "belong to different models."
+                )
 
     @staticmethod
     def validate_init_kwargs(processor_config: dict, valid_kwargs: list[str]) -> tuple[dict, dict]:
@@ -215,6 +284,30 @@ class CompressedLlavaProcessor(ProcessorMixin):
             return MultiModalData()
         num_visual_tokens = self.num_visual_tokens_per_image(num_visual_tokens_of_call(kwargs), len(image_sizes))
         return MultiModalData(num_image_tokens=num_visual_tokens, num_image_patches=[1] * len(image_sizes))
+
+
+def pil_class_of(image_processor: BaseImageProcessor) -> type[PilBackend]:
+    """The class that does with Pillow what an image processor does."""
+    own = type(image_processor)
+    return own if image_processor.backend == "pil" else getattr(transformers, own.__name__ + "Pil")
+
+
+def llava_image_processor(image_processor: BaseImageProcessor) -> LlavaImageProcessorPil:
+    """
+    An image processor of the LLaVA kind, which can also pad to squares, that makes the pixels of another one.
+
+    Raises:
+        ValueError: The other one does more than to resize, crop, rescale and normalise.
+    """
+    pil_class, settings = pil_class_of(image_processor), image_processor.to_dict()
+    if pil_class._preprocess is PilBackend._preprocess:  # CLIP's, SigLIP's and more, which differ in their defaults
+        settings = {"do_center_crop": False, **settings, "do_pad": False}
+    elif pil_class is not LlavaImageProcessorPil:
+        raise ValueError(
+            f"The image processor of `llava` is a {type(image_processor).__name__}, but must be one that only "
+            "resizes, crops, rescales and normalises, such as CLIP's, SigLIP's or LLaVA's."
+        )
+    return LlavaImageProcessorPil.from_dict(settings)
 
 
 def split_at_tokens(text: str, token: str) -> list[str]:

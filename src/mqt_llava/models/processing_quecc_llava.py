@@ -1,10 +1,11 @@
 # Copyright 2026 The mqt_llava authors. Licensed under the Apache License, Version 2.0.
 """Processor of QueCC-LLaVA: images and text in, and beside them the question that each image is asked."""
 
+import os
 import re
 from typing import Any
 
-from transformers import BatchFeature
+from transformers import BatchFeature, LlavaProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs
@@ -71,12 +72,35 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
         if max_visual_tokens < 1:
             raise ValueError(f"`max_visual_tokens` is {max_visual_tokens}, but must be 1 or more.")
         check_fixed_number(kwargs.pop("num_visual_tokens", None), max_visual_tokens)
-        if not isinstance(answer_prefix, str) or not answer_prefix:
-            raise ValueError(f"`answer_prefix` is {answer_prefix!r}, but must be text that stands before answers.")
+        check_answer_prefix(answer_prefix)
         super().__init__(image_processor, tokenizer, max_visual_tokens, chat_template, **kwargs)
         self.answer_prefix = answer_prefix
         # Written on saving anyhow; from the start, so that a processor equals what it is saved as.
         self.auto_map = {"AutoProcessor": "processing_quecc_llava.QueCCLlavaProcessor"}
+
+    @classmethod
+    def from_llava(
+        cls, llava: str | os.PathLike | LlavaProcessor, *, answer_prefix: str | None = None, **kwargs: Any
+    ) -> "QueCCLlavaProcessor":
+        """
+        As [`CompressedLlavaProcessor.from_llava`].
+
+        Args:
+            answer_prefix: What stands between a question and its answer; by default what the LLaVA's chat template
+                puts there.
+
+        Raises:
+            ValueError: That is nothing.
+        """
+        processor = super().from_llava(llava, **kwargs)
+        if answer_prefix is None:
+            content = [{"type": "image"}, {"type": "text", "text": "QUESTION"}]
+            chat = [{"role": "user", "content": content}]
+            prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
+            answer_prefix = prompt.rpartition("QUESTION")[2].strip()
+        check_answer_prefix(answer_prefix)
+        processor.answer_prefix = answer_prefix
+        return processor
 
     def __call__(
         self,
@@ -187,6 +211,15 @@ class QueCCLlavaProcessor(CompressedLlavaProcessor):
     @property
     def model_input_names(self) -> list[str]:
         return [*super().model_input_names, "query_input_ids", "query_attention_mask"]
+
+
+def check_answer_prefix(answer_prefix: Any) -> None:
+    """
+    Raises:
+        ValueError: It is no text, or an empty one.
+    """
+    if not isinstance(answer_prefix, str) or not answer_prefix:
+        raise ValueError(f"`answer_prefix` is {answer_prefix!r}, but must be text that stands before answers.")
 
 
 QueCCLlavaProcessor.register_for_auto_class()

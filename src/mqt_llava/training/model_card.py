@@ -93,17 +93,21 @@ def how_to_load(trainer: Any, model: PreTrainedModel) -> tuple[str, str]:
 
 
 def how_to_load_base(model: PreTrainedModel) -> tuple[str, str]:
-    """An import and an expression for the model before it was trained: a checkpoint, or new between two others."""
+    """An import and an expression for the model before it was trained: a checkpoint, or new between others' parts."""
     config, name = model.config, type(model).__name__
-    if config._name_or_path:
+    if config._name_or_path and not model.is_made_of_llava:
         path = public_name(config._name_or_path)
         return "", f'AutoModelForImageTextToText.from_pretrained("{path}", trust_remote_code=True, dtype="auto")'
     settings = {*CompressedLlavaConfig.__annotations__, *type(config).__annotations__}
     settings -= {"vision_config", "text_config", "tie_word_embeddings"}
-    parts = [f'"{public_name(part._name_or_path)}"' for part in (config.vision_config, config.text_config)]
+    method, sources = "from_vision_text_pretrained", [config.vision_config, config.text_config]
+    if model.is_made_of_llava:
+        method, sources = "from_llava", [config]
+        settings -= {"image_token_id"}  # the LLaVA's own
+    parts = [f'"{public_name(source._name_or_path)}"' for source in sources]
     arguments = [*parts, *(f"{setting}={json.dumps(getattr(config, setting))}" for setting in sorted(settings))]
     lines = "".join(f"    {argument},\n" for argument in arguments)
-    return f"from mqt_llava import {name}\n", f"{name}.from_vision_text_pretrained(\n{lines})"
+    return f"from mqt_llava import {name}\n", f"{name}.{method}(\n{lines})"
 
 
 def public_name(name: str) -> str:
