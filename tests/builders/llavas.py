@@ -11,7 +11,9 @@ from tests.builders.models import enlarge_weights
 def llava_around(model: MQTLlavaForConditionalGeneration, seed: int = 0, **kwargs) -> LlavaForConditionalGeneration:
     """A LLaVA that shares vision tower, decoder and head with a model, and has a random projector of its own."""
     names = ("vision_config", "text_config", "image_token_id", "tie_word_embeddings", "vision_feature_select_strategy")
-    settings = {name: getattr(model.config, name) for name in (*names, "vision_feature_layer")}
+    settings = {name: getattr(model.config, name) for name in names}
+    # Counted from the front, since what is behind it the model has dropped.
+    settings["vision_feature_layer"] = model.model.used_vision_layers[0]
     config = LlavaConfig(**settings | kwargs)
     with torch.device("meta"):
         llava = LlavaForConditionalGeneration(config)

@@ -261,10 +261,16 @@ def adapters_off(student: Any) -> AbstractContextManager:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout and gradient checkpointing for a while."""
-    was_training = model.training
-    model.eval()
+    """
+    Without dropout and gradient checkpointing for a while. Linear layers know neither, and stay as they are: on a CPU,
+    bitsandbytes' put their weights into another form when they are called in evaluation mode, which training cannot
+    go on with.
+    """
+    modules = [module for module in model.modules() if module.training and not isinstance(module, nn.Linear)]
+    for module in modules:
+        module.training = False
     try:
         yield
     finally:
-        model.train(was_training)
+        for module in modules:
+            module.training = True
