@@ -11,8 +11,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mqt_llava.training.assemble import load_model_and_processor
-from tests.builders.llavas import llava_around
 from tests.builders.scripts import load_script
+from tests.builders.teachers import llava_around
 
 
 def main(argv: list[str] | None = None):

@@ -17,10 +17,10 @@ from mqt_llava.training import (
     MQTLlavaTrainingArguments,
     UniformBudget,
 )
-from tests.builders.llavas import llava_around
 from tests.builders.models import count_calls, enlarge_weights
 from tests.builders.paths import CHECKPOINT
 from tests.builders.scripts import load_script
+from tests.builders.teachers import llava_around
 
 
 NUM_PATCHES = 64  # more than M, which is 16

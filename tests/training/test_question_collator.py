@@ -13,7 +13,7 @@ from mqt_llava.training import (
     last_complete_checkpoint,
 )
 from tests.builders.conversations import answers_of, chat, expected_inputs
-from tests.builders.llavas import llava_around
+from tests.builders.teachers import llava_around
 
 
 @pytest.fixture(params=[1, 2, 4], ids=["16 tokens", "4 tokens", "1 token"])

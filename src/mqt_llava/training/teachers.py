@@ -1,8 +1,8 @@
 """
 Who a model is distilled from: the LLaVA that it was made of, whose decoder it shares, or a LLaVA of its own weights.
 
-A teacher gives the logits of the answer tokens, in evaluation mode and without gradients. It is kept beside the model
-and is no part of it, so that nothing of it is saved.
+A teacher gives the logits of the answer tokens, in evaluation mode and without gradients. What is `held` of it beside
+the model is no part of the model, so that nothing of it is saved.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..models.modeling_compressed_llava import NEVER, CompressedLlavaForConditionalGeneration
+from ..models.modeling_compressed_llava import NEVER
 from .collator import BudgetCollator
 from .distillation import answer_columns, answer_logits
 from .parts import part_of
@@ -35,16 +35,14 @@ class SharedTeacher:
     """
 
     def __init__(self, llava: LlavaForConditionalGeneration, student: Any):
-        self.llava, self.student, self.base = llava, student, base_of(student)
-        self.projector = llava.model.multi_modal_projector
-        self.patches: torch.Tensor | None = None
-
-    def to(self, device: torch.device) -> None:
-        self.projector.to(device)
+        self.llava: Any = llava
+        self.student, self.base = student, base_of(student)
+        self.held = self.projector = llava.model.multi_modal_projector
+        self.patches: Any = None  # of the images of the last call that was watched
 
     def num_visual_tokens(self, pixel_values: torch.Tensor) -> int:
         """
-        Of an image, `(1, channels, height, width)`.
+        Of an image, `(1, channels, height, width)`. The projector takes on the vision tower's device and dtype.
 
         Raises:
             ValueError: The projector reads other patches than the model's vision tower gives.
@@ -52,7 +50,8 @@ class SharedTeacher:
         config, own, tower = self.llava.config, self.base.config, self.base.model.vision_tower
         pixel_values = pixel_values.to(tower.device, tower.dtype)
         self.projector.to(tower.device, tower.dtype)
-        fits = isinstance(config.vision_feature_layer, int)
+        layer = config.vision_feature_layer
+        fits = isinstance(layer, int) or len(layer) == 1
         fits = fits and config.vision_config.hidden_size == own.vision_config.hidden_size
         if fits:
             # Which layer and which patches a projector reads follows from two configurations and from what is left of
@@ -120,23 +119,18 @@ class SeparateTeacher:
     """
 
     def __init__(self, llava: LlavaForConditionalGeneration, student: Any):
-        self.llava, self.image_token_id = llava, base_of(student).config.image_token_id
-        for name, config, own in (
-            (
-                "text_config.vocab_size",
-                llava.config.text_config.vocab_size,
-                base_of(student).config.text_config.vocab_size,
-            ),
-            ("image_token_id", llava.config.image_token_id, self.image_token_id),
+        self.llava: Any = llava
+        self.held = llava
+        theirs, own = self.llava.config, base_of(student).config
+        self.image_token_id = own.image_token_id
+        for name, value, expected in (
+            ("text_config.vocab_size", theirs.text_config.vocab_size, own.text_config.vocab_size),
+            ("image_token_id", theirs.image_token_id, own.image_token_id),
         ):
-            if config != own:
+            if value != expected:
                 raise ValueError(
-                    f"`teacher` has `{name}` {config}, but the model {own}: they must read the same tokens."
+                    f"`teacher` has `{name}` {value}, but the model {expected}: they must read the same tokens."
                 )
-
-    def to(self, device: torch.device) -> None:
-        if getattr(self.llava, "hf_device_map", None) is None:  # otherwise it was put where it is
-            self.llava.to(device)
 
     def num_visual_tokens(self, pixel_values: torch.Tensor) -> int:
         """
@@ -250,7 +244,7 @@ def _features(config: Any) -> str:
     return ", ".join([*(f"`{name}` {getattr(config, name)!r}" for name in names), width])
 
 
-def base_of(student: Any) -> CompressedLlavaForConditionalGeneration:
+def base_of(student: Any) -> Any:
     """The model itself, of one that PEFT may have wrapped."""
     return student if isinstance(student, PreTrainedModel) else student.get_base_model()
 

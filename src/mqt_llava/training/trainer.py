@@ -127,7 +127,7 @@ class MQTLlavaTrainer(Trainer):
         kwargs.setdefault("processing_class", data_collator.processor)
         super().__init__(model, args, data_collator=data_collator, **kwargs)
         if self.teacher is not None:
-            self.teacher.to(self.args.device)
+            self._move_model_to_device(self.teacher.held, self.args.device)
         self.add_callback(data_collator.epoch_callback)
         # Sum and number of answer tokens of each kind of loss, by the power of two that m lies above; text comes last.
         self.max_visual_tokens = data_collator.processor.max_visual_tokens
