@@ -361,6 +361,16 @@ def test_vision_towers_of_other_weights_are_refused(model, embedded_processor, r
         build_trainer(model, embedded_processor, rows, tmp_path, teacher=teacher)
 
 
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_adapters_in_a_shared_vision_tower_are_refused(model, embedded_processor, rows, tmp_path, is_shared):
+    teacher = llava_around(model)
+    if not is_shared:
+        teacher.model.language_model = copy.deepcopy(teacher.model.language_model)
+    student = add_adapters(model, target_modules=r".*vision_tower.*q_proj")
+    with pytest.raises(ValueError, match="`teacher` shares its vision_tower with the model, which trains it"):
+        build_trainer(student, embedded_processor, rows, tmp_path, teacher=teacher)
+
+
 def test_batches_without_labels_are_refused(model, embedded_processor, rows, tmp_path):
     trainer = build_trainer(model, embedded_processor, rows, tmp_path, teacher=llava_around(model))
     batch = trainer.data_collator(rows[:2])

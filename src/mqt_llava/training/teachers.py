@@ -221,13 +221,14 @@ def _check_budgets(collator: BudgetCollator) -> None:
 def _check_nothing_changes(llava: LlavaForConditionalGeneration, student: Any, is_shared: bool) -> None:
     taught = set(llava.parameters())
     trained = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
-    with adapters_off(student):  # what PEFT freezes here is not there when the teacher runs
+    # What PEFT freezes here is not there when a teacher reads through the model.
+    with adapters_off(student) if is_shared else nullcontext():
         changing = {
             part_of(name)
             for name, parameter in student.named_parameters()
             if name in trained and parameter.requires_grad and parameter in taught
         }
-    if is_shared:  # the model's own pass is where the teacher's patches come from, adapters and all
+    if is_shared:  # its patches are those of the model's own pass, adapters and all
         changing |= {part_of(name) for name in trained} & {"vision_tower"}
     if changing:
         raise ValueError(
