@@ -121,7 +121,8 @@ class SeparateTeacher:
     def __init__(self, llava: LlavaForConditionalGeneration, student: Any):
         self.llava: Any = llava
         self.held = llava
-        theirs, own = self.llava.config, base_of(student).config
+        theirs: Any = llava.config
+        own = base_of(student).config
         self.image_token_id = own.image_token_id
         for name, value, expected in (
             ("text_config.vocab_size", theirs.text_config.vocab_size, own.text_config.vocab_size),
