@@ -1,6 +1,7 @@
 """What a model learns from a teacher: the loss against one by hand, who gets gradients, and what is saved."""
 
 import copy
+import json
 import random
 
 import pytest
@@ -294,6 +295,19 @@ def test_weights_in_4_bits(embedded_processor, rows, tmp_path):
     changed = {name for name, parameter in student.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed and all("lora_" in name or "modules_to_save" in name for name in changed)
     assert any("lora_" in name for name in changed) and any("resampler" in name for name in changed)
+
+
+def test_the_scripts_load_a_teacher_for_a_decoder_that_trains(llava_json, tmp_path):
+    llava_around(MQTLlavaForConditionalGeneration.from_pretrained(CHECKPOINT)).save_pretrained(tmp_path / "llava")
+    flags = (
+        f"--model_name_or_path {CHECKPOINT} --data_path {llava_json} --output_dir {tmp_path / 'run'} --use_cpu true"
+    )
+    flags += f" --distillation llava --teacher_name_or_path {tmp_path / 'llava'} --budget FixedBudget(4) --max_steps 2"
+    load_script("examples/train/finetune.py").main(f"{flags} --logging_steps 1 --report_to none".split())
+    state = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())
+    assert all({"kl_m4-7", "kl_text"} & entry.keys() for entry in state["log_history"] if "loss" in entry)
+    with safe_open(tmp_path / "run" / "model.safetensors", "pt") as tensors:
+        assert not any("projector" in name for name in tensors.keys())
 
 
 # Bad arguments
