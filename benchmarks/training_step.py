@@ -12,8 +12,13 @@ checkpointing.
 m is uniform over the even numbers 2..256, one number per step, and both stages see the same numbers: one draw from
 each of equally wide strata, in pairs m and 258 - m, so that few draws are an unbiased sample of mean 129. m = 256,
 which the paper's stage 1 uses, is measured beside them. First comes one untimed step for each m, which warms up and
-counts FLOPs of forward and backward, and the bytes that autograd keeps for the backward pass, weights left out. Then
-come rounds over all m in random order, each MQT-LLaVA step followed by a LLaVA step.
+counts FLOPs of forward and backward, the bytes that autograd keeps for the backward pass, and the most bytes that are
+alive at once, weights left out. Then come rounds over all m in random order, each MQT-LLaVA step followed by a LLaVA
+step.
+
+Distillation is measured beside plain training of MQT-LLaVA, in stage 1 and with LLaVA as the teacher that shares the
+decoder: a step with both losses, followed by a step with the labels alone at the same m. LLaVA reads its prompt
+without gradients, so what it takes shows in the time and in what is alive at most, and hardly in what is kept.
 
 What training takes is a mean over m, and the median of a mixture of cheap and dear steps is not that. So the time is
 the mean over the draws of the median over the rounds, and likewise for the LLaVA steps that followed them: the same
@@ -24,13 +29,19 @@ the other model's vision tower and projector.
 
 import json
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from statistics import mean, median
 
 import torch
 from compared_models import LLAVA_TOKENS, MAX_TOKENS, SIZES, TEXT_TOKENS, Size, build_models, flop_counter
 from harness import SEED, begin, command_line, save, table, take_turns, time_call
+from live_memory import LiveMemory
 from torch import nn
+
+from mqt_llava.training.distillation import answer_logits, divergence
+from mqt_llava.training.teachers import SharedTeacher
 
 
 DRAWS = {"tiny": 8, "mid": 4, "7b": 16}  # how many m, by size
@@ -77,8 +88,34 @@ def make_optimizer(models: tuple[nn.Module, nn.Module], stage: int) -> torch.opt
     return torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
 
-def count_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]) -> dict[str, int]:
-    """FLOPs of a step, and the bytes that autograd keeps for its backward pass besides weights."""
+def distil(mqt: nn.Module, llava: nn.Module, batch: dict) -> torch.Tensor:
+    """The loss of a batch from the LLaVA that shares the decoder, and from the labels."""
+    teacher, prompts = SharedTeacher(llava, mqt), batch["teacher"]
+    with teacher.watch_images():
+        outputs = mqt(**{name: tensor for name, tensor in batch.items() if name != "teacher"}, use_cache=False)
+    target = teacher.answer_logits(mqt, prompts, batch["pixel_values"])
+    learned = divergence(answer_logits(outputs.logits, batch["labels"]), target, temperature=1.0)
+    return learned / len(target) + outputs.loss
+
+
+def learn(model: nn.Module, batch: dict) -> torch.Tensor:
+    """The loss of a batch from its labels."""
+    return model(**batch, use_cache=False).loss
+
+
+@dataclass
+class Contender:
+    """What takes a step: a loss, and the batch that it is of at each number of visual tokens m."""
+
+    loss: Callable[[dict], torch.Tensor]
+    batch_at: Callable[[int], dict]
+
+
+def count_step(loss_of: Callable, optimizer: torch.optim.Optimizer, batch: dict, weights: set[int]) -> dict[str, int]:
+    """
+    FLOPs of a step, the bytes that autograd keeps for its backward pass besides weights at these addresses, and the
+    most bytes that are alive at once until the optimizer's turn.
+    """
     kept = {}
 
     def pack(tensor):
@@ -87,23 +124,22 @@ def count_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[s
         return tensor
 
     optimizer.zero_grad()
-    with flop_counter() as counter:
+    with flop_counter() as counter, LiveMemory() as memory:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = model(**batch, use_cache=False).loss
-        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+            loss = loss_of(batch)
         kept_bytes = sum(storage.nbytes() for address, storage in kept.items() if address not in weights)
         kept.clear()
         loss.backward()
     optimizer.step()
-    return {"flops": counter.get_total_flops(), "kept_bytes": kept_bytes}
+    return {"flops": counter.get_total_flops(), "kept_bytes": kept_bytes, "alive_bytes": memory.peak}
 
 
-def time_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]) -> tuple[float, int]:
+def time_step(loss_of: Callable, optimizer: torch.optim.Optimizer, batch: dict) -> tuple[float, int]:
     """Seconds of a step and its peak of GPU memory in bytes, which is 0 on a CPU."""
 
     def step():
         optimizer.zero_grad()
-        model(**batch, use_cache=False).loss.backward()
+        loss_of(batch).backward()
         optimizer.step()
 
     device = batch["input_ids"].device.type
@@ -113,57 +149,69 @@ def time_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[st
     return seconds, torch.cuda.max_memory_allocated() if device == "cuda" else 0
 
 
-def measure(models, stage: int, size: Size, device: str, visual_tokens: list[int], rounds: int, rng) -> list[dict]:
-    """For each number of visual tokens the figures of MQT-LLaVA, and those of the LLaVA steps that followed."""
-    (mqt, llava), optimizer = models, make_optimizer(models, stage)
-    llava_batch = make_batch(size, LLAVA_TOKENS, device)
-    llava_counts, rows = count_step(llava, optimizer, llava_batch), []
+def measure(
+    contenders: dict[str, Contender], models, stage: int, visual_tokens: list[int], rounds: int, rng
+) -> list[dict]:
+    """For each number of visual tokens the figures of one contender, and those of the other's steps that followed."""
+    optimizer, rows = make_optimizer(models, stage), []
+    weights = {parameter.untyped_storage().data_ptr() for model in models for parameter in model.parameters()}
     for m in visual_tokens:
-        mqt_counts = count_step(mqt, optimizer, make_batch(size, m, device))
-        rows.append({"m": m, "mqt": mqt_counts, "llava": dict(llava_counts)})
+        counts = {name: count_step(one.loss, optimizer, one.batch_at(m), weights) for name, one in contenders.items()}
+        rows.append({"m": m, **counts})
 
-    def time_both(m: int) -> tuple[tuple[float, int], tuple[float, int]]:
-        batch = make_batch(size, m, device)
-        return time_step(mqt, optimizer, batch), time_step(llava, optimizer, llava_batch)
+    def time_both(m: int) -> list[tuple[float, int]]:
+        return [time_step(one.loss, optimizer, one.batch_at(m)) for one in contenders.values()]
 
     calls = {index: partial(time_both, m) for index, m in enumerate(visual_tokens)}  # a number may come twice
     for index, steps in take_turns(calls, rounds, rng).items():
-        for name, times in zip(("mqt", "llava"), zip(*steps)):
+        for name, times in zip(contenders, zip(*steps)):
             seconds, peaks = zip(*times)
             rows[index][name] |= {"seconds": list(seconds), "peak_bytes": max(peaks)}
     return rows
 
 
 def summarise(rows: list[dict]) -> dict:
-    """Means over the numbers of visual tokens, but of peaks the highest, and MQT-LLaVA's over LLaVA's."""
+    """Means over the numbers of visual tokens, of peaks the highest; and the first contender's over the other's."""
+    names = [name for name in rows[0] if name != "m"]
     summary = {"mean_m": mean(row["m"] for row in rows)}
-    for name in ("mqt", "llava"):
+    for name in names:
         figures = [row[name] for row in rows]
-        summary[name] = {key: mean(one[key] for one in figures) for key in ("flops", "kept_bytes")}
+        summary[name] = {key: mean(one[key] for one in figures) for key in ("flops", "kept_bytes", "alive_bytes")}
         summary[name]["peak_bytes"] = max(one["peak_bytes"] for one in figures)
         summary[name]["seconds"] = mean(median(one["seconds"]) for one in figures)
-    mqt, llava = summary["mqt"], summary["llava"]
-    summary["ratio"] = {key: mqt[key] / llava[key] for key in mqt if llava[key]}
-    totals = ([sum(seconds) for seconds in zip(*(row[name]["seconds"] for row in rows))] for name in ("mqt", "llava"))
-    summary["seconds_ratio_by_round"] = [mqt_total / llava_total for mqt_total, llava_total in zip(*totals)]
+    first, other = (summary[name] for name in names)
+    summary["ratio"] = {key: first[key] / other[key] for key in first if other[key]}
+    totals = ([sum(seconds) for seconds in zip(*(row[name]["seconds"] for row in rows))] for name in names)
+    summary["seconds_ratio_by_round"] = [first_total / other_total for first_total, other_total in zip(*totals)]
     return summary
 
 
-def report(stages: dict[int, dict]) -> str:
-    head = "stage | m | step, MQT-LLaVA / LLaVA | time ratio (rounds) | FLOPs ratio | kept for backward | GPU peak"
-    lines = []
-    for stage, summaries in stages.items():
-        for m in ("uniform", "256"):
-            mqt, llava, ratio = (summaries[m][key] for key in ("mqt", "llava", "ratio"))
-            rounds = summaries[m]["seconds_ratio_by_round"]
-            peaks = f"{mqt['peak_bytes'] / 1e9:.1f} / {llava['peak_bytes'] / 1e9:.1f} GB"
-            lines.append(
-                f"{stage} | {m} | {mqt['seconds']:.3f} / {llava['seconds']:.3f} s "
-                f"| {ratio['seconds']:.3f} ({min(rounds):.3f} to {max(rounds):.3f}) | {ratio['flops']:.3f} "
-                f"| {mqt['kept_bytes'] / 1e9:.2f} / {llava['kept_bytes'] / 1e9:.2f} GB "
-                f"| {peaks if llava['peak_bytes'] else '-'}"
-            )
-    return table(head, lines)
+def report(stages: dict[int, dict], distillation: dict) -> str:
+    head = "stage | m | step, {} | time ratio (rounds) | FLOPs ratio | kept for backward | alive at most | GPU peak"
+    parts = (
+        ("MQT-LLaVA / LLaVA", ("mqt", "llava"), stages),
+        ("distilled / plain", ("distilled", "plain"), distillation),
+    )
+    return "\n\n".join(
+        table(
+            head.format(title),
+            [line(stage, m, one[m], names) for stage, one in part.items() for m in ("uniform", "256")],
+        )
+        for title, names, part in parts
+    )
+
+
+def line(stage: int, m: str, summary: dict, names: tuple[str, str]) -> str:
+    (first, other), ratio = (summary[name] for name in names), summary["ratio"]
+    rounds = summary["seconds_ratio_by_round"]
+    peaks = f"{first['peak_bytes'] / 1e9:.1f} / {other['peak_bytes'] / 1e9:.1f} GB"
+    return (
+        f"{stage} | {m} | {first['seconds']:.3f} / {other['seconds']:.3f} s "
+        f"| {ratio['seconds']:.3f} ({min(rounds):.3f} to {max(rounds):.3f}) | {ratio['flops']:.3f} "
+        f"| {first['kept_bytes'] / 1e9:.3f} / {other['kept_bytes'] / 1e9:.3f} GB ({ratio['kept_bytes']:.2f}) "
+        f"| {first['alive_bytes'] / 1e9:.3f} / {other['alive_bytes'] / 1e9:.3f} GB ({ratio['alive_bytes']:.2f}) "
+        f"| {peaks if other['peak_bytes'] else '-'}"
+    )
 
 
 def main() -> None:
@@ -181,14 +229,33 @@ def main() -> None:
         parser.error(f"--draws is {draws}, but must be an even number in 2..{MAX_TOKENS // 2}.")
 
     result = begin(args, dtype=str(size.dtype), batch_size=size.batch_size, text_tokens=TEXT_TOKENS)
-    result |= {"rounds": args.rounds or size.rounds, "draws": draw_visual_tokens(draws, rng), "stages": {}}
+    result |= {"rounds": args.rounds or size.rounds, "draws": draw_visual_tokens(draws, rng)}
     print(json.dumps(result))
-    models = [model.train() for model in build_models(size, args.device)]
-    for stage in (1, 2):
-        rows = measure(models, stage, size, args.device, [*result["draws"], MAX_TOKENS], result["rounds"], rng)
-        result["stages"][stage] = {"uniform": summarise(rows[:-1]), "256": summarise(rows[-1:]), "steps": rows}
-    print(report(result["stages"]))
-    save(result, args.output, report(result["stages"]))
+    mqt, llava = models = [model.train() for model in build_models(size, args.device)]
+
+    def batch_at(m: int) -> dict:
+        return make_batch(size, m, args.device)
+
+    def batch_with_teacher(m: int) -> dict:
+        return {**batch_at(m), "teacher": batch_at(LLAVA_TOKENS)}
+
+    beside_llava = {
+        "mqt": Contender(partial(learn, mqt), batch_at),
+        "llava": Contender(partial(learn, llava), lambda m: batch_at(LLAVA_TOKENS)),
+    }
+    beside_plain = {
+        "distilled": Contender(partial(distil, mqt, llava), batch_with_teacher),
+        "plain": Contender(partial(learn, mqt), batch_at),
+    }
+    for name, contenders, stages in (("stages", beside_llava, (1, 2)), ("distillation", beside_plain, (1,))):
+        result[name] = {}
+        for stage in stages:
+            numbers = [*result["draws"], MAX_TOKENS]
+            rows = measure(contenders, models, stage, numbers, result["rounds"], rng)
+            result[name][stage] = {"uniform": summarise(rows[:-1]), "256": summarise(rows[-1:]), "steps": rows}
+    tables = report(result["stages"], result["distillation"])
+    print(tables)
+    save(result, args.output, tables)
 
 
 if __name__ == "__main__":

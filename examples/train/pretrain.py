@@ -19,7 +19,7 @@ from mqt_llava.training import (
     last_complete_checkpoint,
 )
 from mqt_llava.training.arguments import DataArguments, ModelArguments, parse_arguments
-from mqt_llava.training.assemble import load_conversations, load_model_and_processor
+from mqt_llava.training.assemble import load_conversations, load_model_and_processor, load_teacher
 
 
 @dataclass
@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None):
     collator = build_collator(
         processor, data_args.budget, is_stage_1=True, max_length=data_args.max_length, seed=args.seed
     )
-    trainer = MQTLlavaTrainer(model, args, collator, train_dataset=load_conversations(data_args))
+    dataset, teacher = load_conversations(data_args), load_teacher(model_args)
+    trainer = MQTLlavaTrainer(model, args, collator, teacher=teacher, train_dataset=dataset)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
     trainer.save_model()
 

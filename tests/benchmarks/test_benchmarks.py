@@ -8,6 +8,7 @@ from statistics import median
 from types import ModuleType
 
 import pytest
+import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
@@ -177,6 +178,32 @@ def test_training_flops_are_those_of_the_closed_form(run):
     for stage, passes in (("1", 2), ("2", 3)):
         expected = batch_size * (vision + passes * linear + 3.5 * attention + projector)
         assert run("training_step").figures["stages"][stage]["uniform"]["llava"]["flops"] == expected
+
+
+def test_a_teacher_takes_one_pass_without_gradients(run):
+    """LLaVA's projector, the decoder at its length, and the head where answers are predicted."""
+    batch_size, tokens, answers = 2, PATCHES + 64, 32
+    decoder = decoder_linear(tokens) + 4 * 4 * tokens**2 * WIDTH + 2 * answers * WIDTH * VOCABULARY
+    expected = batch_size * (decoder + 2 * PATCHES * (VISION_WIDTH * WIDTH + WIDTH**2))
+    figures = run("training_step").figures
+    for row in figures["distillation"]["1"]["steps"]:
+        assert row["distilled"]["flops"] - row["plain"]["flops"] == expected
+        # What is learned from are distributions over the answer tokens, of teacher and model.
+        more = (row["distilled"]["kept_bytes"] - row["plain"]["kept_bytes"]) / (batch_size * answers * VOCABULARY * 4)
+        assert 2 <= more < 5
+        assert row["distilled"]["alive_bytes"] > row["plain"]["alive_bytes"] > row["plain"]["kept_bytes"]
+    assert list(figures["distillation"]) == ["1"]
+
+
+def test_live_memory_is_what_is_alive_at_once():
+    memory, before = load("live_memory").LiveMemory(), torch.ones(1000)
+    with memory:
+        first = before + 1
+        second = first.view(10, 100) * 2
+        del first
+        third = second[:5] + before[:500].view(5, 100)
+        before.add_(third.sum())
+    assert memory.peak == 4 * 2000 and memory.now == 4 * 1500
 
 
 def test_first_token_flops_are_those_of_the_closed_form(run):

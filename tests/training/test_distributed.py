@@ -31,11 +31,19 @@ PATIENCE = 900  # seconds until a run is taken to hang: a busy machine is slow
 
 
 RECIPES = REPOSITORY / "examples" / "train"
-WEIGHTS = {"pretrain": "trained_parts.safetensors", "finetune": "model.safetensors"}
+SCRIPTS = {
+    "pretrain": RECIPES / "pretrain.py",
+    "finetune": RECIPES / "finetune.py",
+    "finetune_from_llava": Path(__file__).with_name("finetune_from_llava.py"),
+}
+WEIGHTS = ("trained_parts.safetensors", "adapter_model.safetensors", "model.safetensors")
 
 GLOBAL_BATCH = 8
 STEPS = 16  # two epochs of 40 records with an image and 24 without
 NESTED = "FixedBudget(2), FixedBudget(4), FixedBudget(16)"
+LORA = {"lora_rank": 4, "lora_dropout": 0}
+SELF = {"distillation": "self", "budget": NESTED, "distillation_temperature": 2}
+LLAVA = {"distillation": "llava", "cross_entropy_weight": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +77,7 @@ class Run:
     One run of a recipe.
 
     Args:
-        recipe: `"pretrain"` or `"finetune"`.
+        recipe: One of `SCRIPTS`.
         settings: Flags that differ from those below.
     """
 
@@ -98,7 +106,7 @@ class Run:
 
     def alone(self) -> "Run":
         """Runs to the end in this process."""
-        main = runpy.run_path(str(RECIPES / f"{self.recipe}.py"))["main"]
+        main = runpy.run_path(str(SCRIPTS[self.recipe]))["main"]
         main([*self.flags(1), "--use_cpu", "true"])
         return self
 
@@ -108,7 +116,7 @@ class Run:
             kind: One of the accelerate configurations, for two processes, or `None` for one.
         """
         command, environment = [sys.executable], {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        flags = [str(RECIPES / f"{self.recipe}.py"), *self.flags(1 if kind is None else 2)]
+        flags = [str(SCRIPTS[self.recipe]), *self.flags(1 if kind is None else 2)]
         if kind is not None:
             config = RECIPES / "accelerate" / f"{kind}.yaml"
             command += ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
@@ -156,12 +164,12 @@ class Run:
         logs = self.logs()
         assert sorted(logs) == list(range(1, STEPS + 1))
         return [
-            {name: value for name, value in logs[step].items() if name.startswith("loss")} for step in sorted(logs)
+            {name: value for name, value in logs[step].items() if name.startswith(("loss", "kl"))}
+            for step in sorted(logs)
         ]
 
     def weights(self) -> dict[str, torch.Tensor]:
-        files = [self.folder / WEIGHTS[self.recipe], self.folder / "adapter_model.safetensors"]
-        return load_file(next(path for path in files if path.exists()))
+        return load_file(next(path for name in WEIGHTS if (path := self.folder / name).exists()))
 
 
 def kill_all(process: subprocess.Popen) -> None:
@@ -217,8 +225,10 @@ class TestTwoProcessesAreOne:
             pytest.param("finetune", {"budget": NESTED, "group_by_modality_length": False}, marks=pytest.mark.slow),
             pytest.param("pretrain", {"budget": NESTED, "gradient_checkpointing": True}, marks=pytest.mark.slow),
             pytest.param("finetune", {"lora_rank": 4, "lora_dropout": 0}, marks=pytest.mark.slow),
+            pytest.param("finetune", SELF, marks=pytest.mark.slow),
+            pytest.param("finetune_from_llava", LLAVA | LORA | {"budget": NESTED}, marks=pytest.mark.slow),
         ],
-        ids=["finetune", "pretrain", "accumulation", "nested", "nested-pretrain", "lora"],
+        ids=["finetune", "pretrain", "accumulation", "nested", "nested-pretrain", "lora", "self", "llava"],
     )
     def test_ddp(self, data, tmp_path, recipe, settings):
         if "lora_rank" in settings:
@@ -261,6 +271,25 @@ class TestTwoProcessesAreOne:
             assert_identical(resumed.finish("fsdp2"), two)
 
     @pytest.mark.slow
+    @pytest.mark.parametrize(
+        "recipe, settings",
+        [
+            ("finetune", SELF),
+            ("finetune_from_llava", LLAVA | {"trained_parts": "resampler", "gradient_checkpointing": True}),
+            ("finetune_from_llava", LLAVA | LORA),
+        ],
+        ids=["self", "llava", "llava-lora"],
+    )
+    def test_fsdp2_with_a_teacher(self, data, tmp_path, recipe, settings):
+        one = Run(recipe, data, tmp_path / "one", **settings).alone()
+        two = Run(recipe, data, tmp_path / "two", **settings, save_steps=11).finish("fsdp2")
+        assert_same_curve(two, one)
+        assert_close_weights(two.weights(), one.weights())
+        resumed = Run(recipe, data, tmp_path / "resumed", **settings, save_steps=11)
+        shutil.copytree(two.folder / "checkpoint-11", resumed.folder / "checkpoint-11")
+        assert_identical(resumed.finish("fsdp2"), two)
+
+    @pytest.mark.slow
     def test_fsdp2_in_bf16(self, data, tmp_path):
         """As the configuration has it."""
         one = Run("finetune", data, tmp_path / "one", learning_rate=1e-4).alone()
@@ -301,8 +330,9 @@ class TestKill:
             ("finetune", {}),
             pytest.param("finetune", {"lora_rank": 4}, marks=pytest.mark.slow),  # with dropout
             pytest.param("pretrain", {"save_total_limit": 1}, marks=pytest.mark.slow),
+            pytest.param("finetune_from_llava", LLAVA | {"lora_rank": 4}, marks=pytest.mark.slow),
         ],
-        ids=["finetune", "lora", "pretrain"],
+        ids=["finetune", "lora", "pretrain", "llava"],
     )
     def test_at_a_random_moment(self, data, tmp_path, recipe, settings):
         if "lora_rank" in settings:

@@ -13,6 +13,7 @@ from mqt_llava.training import (
     last_complete_checkpoint,
 )
 from tests.builders.conversations import answers_of, chat, expected_inputs
+from tests.builders.teachers import llava_around
 
 
 @pytest.fixture(params=[1, 2, 4], ids=["16 tokens", "4 tokens", "1 token"])
@@ -119,6 +120,39 @@ def test_trainer_trains_saves_and_resumes(quecc_processor, quecc_model, picture,
     assert (tmp_path / "trained_parts.safetensors").exists() == (parts == ["resampler"])
     band = f"loss_m{quecc_processor.max_visual_tokens}"
     assert any(key.startswith(band) for entry in second.state.log_history for key in entry)
+
+
+def test_quecc_learns_from_the_llava_that_it_was_made_of(quecc_processor, quecc_model, picture, tmp_path):
+    def trainer(distillation, teacher=None) -> MQTLlavaTrainer:
+        args = MQTLlavaTrainingArguments(
+            output_dir=tmp_path, trained_parts=["resampler"], distillation=distillation, cross_entropy_weight=0,
+            use_cpu=True, report_to="none",
+        )  # fmt: skip
+        rows = rows_of_every_kind(picture)
+        return MQTLlavaTrainer(
+            quecc_model, args, QuestionCollator(quecc_processor), teacher=teacher, train_dataset=rows
+        )
+
+    with pytest.raises(ValueError, match="`distillation` is 'self', but a QueCC-LLaVA has one number"):
+        trainer("self")
+    llava = llava_around(quecc_model)
+    learning = trainer("llava", llava)
+    batch = learning.data_collator(rows_of_every_kind(picture))
+    is_answer, prompts, pixels = batch["labels"][:, 1:] != -100, batch["teacher"], batch["pixel_values"]
+    with torch.no_grad():
+        own = quecc_model.eval()(**{name: batch[name] for name in batch.keys() - {"teacher"}}).logits[:, :-1][
+            is_answer
+        ]
+        theirs = llava(prompts["input_ids"], pixels, prompts["attention_mask"]).logits[:, :-1]
+        theirs = theirs[prompts["labels"][:, 1:] != -100]
+    for logits in (own, theirs):
+        logits[:, quecc_processor.image_token_id] = -1e4
+    expected = torch.nn.functional.kl_div(own.log_softmax(-1), theirs.softmax(-1), reduction="batchmean")
+    loss = learning.compute_loss(quecc_model, batch)
+    torch.testing.assert_close(loss.detach(), expected, rtol=1e-4, atol=1e-6)
+    loss.backward()
+    reached = {name for name, parameter in quecc_model.named_parameters() if parameter.grad is not None}
+    assert reached and all("resampler" in name for name in reached)
 
 
 def test_checkpoint_of_the_other_compressor_is_refused(quecc_processor, quecc_model, picture, tmp_path):

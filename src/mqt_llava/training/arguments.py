@@ -18,6 +18,9 @@ class ModelArguments:
     compressor: str = field(
         default="mqt", metadata={"help": "Of a new model: the query transformer (mqt) or QueCC (quecc)."}
     )
+    teacher_name_or_path: str | None = field(
+        default=None, metadata={"help": "A LLaVA to distil from, held beside the model, for `distillation: llava`."}
+    )
     max_visual_tokens: int = field(default=256, metadata={"help": "M of a new query transformer, a square number."})
     kernel_size: int = field(default=6, metadata={"help": "Of a new QueCC: side of its windows of patches."})
     vision_context_layers: list[int] = field(

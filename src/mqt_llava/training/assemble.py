@@ -8,6 +8,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    LlavaForConditionalGeneration,
     LlavaImageProcessorPil,
 )
 
@@ -60,6 +61,15 @@ def load_model_and_processor(
         load_trained_parts(model, args.trained_parts_from)
     processor.image_processor.do_pad = args.pad_to_square
     return model, processor
+
+
+def load_teacher(args: ModelArguments) -> LlavaForConditionalGeneration | None:
+    """The LLaVA that `teacher_name_or_path` names, in the dtype that it was saved in."""
+    if args.teacher_name_or_path is None:
+        return None
+    return LlavaForConditionalGeneration.from_pretrained(
+        args.teacher_name_or_path, dtype="auto", attn_implementation=args.attn_implementation
+    )
 
 
 def _join_parts(args: ModelArguments) -> tuple[CompressedLlavaForConditionalGeneration, CompressedLlavaProcessor]:

@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerState
 
 from ..models.processing_compressed_llava import CompressedLlavaProcessor
 from .budgets import BudgetSampler
+from .distillation import IGNORED
 from .event_counts import EventCounts
 from .records import read_record
 
@@ -36,8 +37,6 @@ PLAIN_TEMPLATE = """\
 {%- endfor -%}
 """
 
-IGNORED = -100
-
 
 class BudgetCollator:
     """
@@ -52,7 +51,8 @@ class BudgetCollator:
             [`MQTLlavaTrainer`] encodes the images once.
         chat_template: The processor's own by default; [`PLAIN_TEMPLATE`] for stage 1.
         max_length: Tokens that a conversation can have, its visual tokens included. What is longer loses its end, and
-            images that do not fit whole with it; that is counted in `event_counts`.
+            images that do not fit whole with it; that is counted in `event_counts`. A teacher reads all that is left,
+            however many visual tokens it has.
         seed: Enters the draw of m, beside the epoch and the ids of the records.
 
     Raises:
@@ -86,6 +86,8 @@ class BudgetCollator:
         if max_length is not None and max_length < 1:
             raise ValueError(f"`max_length` is {max_length}, but must be at least 1.")
         self.max_length, self.seed = max_length, seed
+        # Of an image to a teacher, which MQTLlavaTrainer tells; None where there is none with prompts of its own.
+        self.teacher_num_visual_tokens: int | None = None
         self.event_counts = EventCounts("conversations", "truncated_conversations", "conversations_without_answer")
         # In shared memory, so that data workers that outlive an epoch see it.
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()
@@ -99,7 +101,8 @@ class BudgetCollator:
         Returns:
             `input_ids`, `attention_mask` and `labels` `(batch, length)`, `pixel_values` and `visual_token_counts` of
             the images. With several samplers, these are at the largest m, and `nested` is a list of such dicts without
-            `pixel_values` for the others.
+            `pixel_values` for the others. Where the training has a teacher, `teacher` is such a dict for it, without
+            counts; for text alone, without images.
         """
         records = [read_record(row) for row in rows]
         drawn = self.draw_num_visual_tokens([record.id for record in records])
@@ -122,6 +125,9 @@ class BudgetCollator:
         *nested, largest = [self._build_prompts(texts, num_visual_tokens, is_blank) for num_visual_tokens in drawn]
         if nested:
             largest["nested"] = nested
+        if self.teacher_num_visual_tokens is not None:
+            largest["teacher"] = self._build_prompts(texts, self.teacher_num_visual_tokens, is_blank=False)
+            del largest["teacher"]["visual_token_counts"]
         return {**largest, **images}
 
     def tokenize(self, conversations: list[list[dict]]) -> dict:

@@ -1,8 +1,11 @@
 """
 transformers' `Trainer` for this package's models: which parts are trained how fast, batches of one modality, several
-numbers of visual tokens for one encoding, the loss by that number, and checkpoints that hold what was trained.
+numbers of visual tokens for one encoding, distillation, the loss by that number, and checkpoints that hold what was
+trained.
 """
 
+import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,16 +14,21 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
+from transformers import LlavaForConditionalGeneration, PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.trainer_utils import TrainOutput
 
 from .checkpoints import check_same_model, last_complete_checkpoint, load_trained_parts, save_trained_parts
 from .collator import BudgetCollator
 from .dataset import ConversationDataset
+from .distillation import IGNORED, answer_logits, divergence
 from .grouping import ModalityLengthSampler
 from .model_card import write_training_card
 from .parts import parameter_groups, train_parts
+from .teachers import find_teacher
+
+
+KINDS = ("loss", "kl")  # of which the logs hold means
 
 
 @dataclass
@@ -34,6 +42,15 @@ class MQTLlavaTrainingArguments(TrainingArguments):
         resampler_learning_rate, language_model_learning_rate, vision_tower_learning_rate:
             Of one part, where it is not `learning_rate`.
         group_by_modality_length: Whether batches are all images or all text, and of like length.
+        distillation: Who the model also learns from: `"llava"`, the trainer's `teacher`; or `"self"`, the model itself
+            at the largest of several numbers of visual tokens, from which the others learn. By default nobody.
+        distillation_temperature: T. The loss is KL(teacher || student) of distributions at this temperature, times
+            T^2, a mean over the answer tokens.
+        cross_entropy_weight: Of the labels' cross-entropy, which is added to it; 0 leaves it out. With `"self"`, the
+            largest number learns from the labels alone, whatever the weight.
+
+    Raises:
+        ValueError: `distillation` is unknown, the temperature not positive or the weight negative.
     """
 
     remove_unused_columns: bool = False
@@ -48,6 +65,26 @@ class MQTLlavaTrainingArguments(TrainingArguments):
     group_by_modality_length: bool = field(
         default=True, metadata={"help": "Batches of images alone or text alone, of like length."}
     )
+    distillation: str | None = field(
+        default=None, metadata={"help": "Who the model also learns from: llava (a teacher) or self."}
+    )
+    distillation_temperature: float = field(
+        default=1.0, metadata={"help": "Of teacher's and student's distributions."}
+    )
+    cross_entropy_weight: float = field(default=1.0, metadata={"help": "Of the labels, beside distillation."})
+
+    def __post_init__(self) -> None:
+        if self.distillation not in (None, "llava", "self"):
+            raise ValueError(f"`distillation` is {self.distillation!r}, but must be 'llava', 'self' or left out.")
+        if not (self.distillation_temperature > 0 and math.isfinite(self.distillation_temperature)):
+            raise ValueError(
+                f"`distillation_temperature` is {self.distillation_temperature}, but must be a positive number."
+            )
+        if not (self.cross_entropy_weight >= 0 and math.isfinite(self.cross_entropy_weight)):
+            raise ValueError(
+                f"`cross_entropy_weight` is {self.cross_entropy_weight}, but must be 0 or a positive number."
+            )
+        super().__post_init__()
 
 
 class MQTLlavaTrainer(Trainer):
@@ -56,10 +93,17 @@ class MQTLlavaTrainer(Trainer):
 
     A run that trains some parts beside a frozen language model saves those alone, as `trained_parts.safetensors`; see
     [`load_trained_parts`]. The logs hold `loss_m4-7` and the like: the mean loss per answer token, since the last log,
-    of the batches at 4 to 7 visual tokens, and `loss_text` of those without an image.
+    of the batches at 4 to 7 visual tokens, and `loss_text` of those without an image; with distillation also `kl_m4-7`
+    and the like, its share of them.
 
     Args:
         model, args, data_collator, **kwargs: As in [`~transformers.Trainer`].
+        teacher: The LLaVA to learn from, where `args.distillation` is `"llava"`. If its decoder is the model's own,
+            that must be frozen or learn through adapters, and is not held twice. It is needed again to resume.
+
+    Raises:
+        TypeError, ValueError: The teacher is missing, changes in training, or does not read the same tokens and
+            images; see [`find_teacher`].
     """
 
     model: Any  # a model of this package, or PEFT's wrapper of one, which answers to the same names
@@ -67,17 +111,28 @@ class MQTLlavaTrainer(Trainer):
     data_collator: BudgetCollator
     processing_class: ProcessorMixin
 
-    def __init__(self, model: Any, args: MQTLlavaTrainingArguments, data_collator: BudgetCollator, **kwargs: Any):
+    def __init__(
+        self,
+        model: Any,
+        args: MQTLlavaTrainingArguments,
+        data_collator: BudgetCollator,
+        *,
+        teacher: LlavaForConditionalGeneration | None = None,
+        **kwargs: Any,
+    ):
         self.is_peft = not isinstance(model, PreTrainedModel)
         if not self.is_peft:
             train_parts(model, args.trained_parts)
+        self.teacher = find_teacher(args.distillation, teacher, model, data_collator)
         kwargs.setdefault("processing_class", data_collator.processor)
         super().__init__(model, args, data_collator=data_collator, **kwargs)
+        if self.teacher is not None:
+            self._move_model_to_device(self.teacher.held, self.args.device)
         self.add_callback(data_collator.epoch_callback)
-        # Sum of losses and number of answer tokens, by the power of two that m lies above; text comes last.
+        # Sum and number of answer tokens of each kind of loss, by the power of two that m lies above; text comes last.
         self.max_visual_tokens = data_collator.processor.max_visual_tokens
         self.num_bands = self.max_visual_tokens.bit_length()
-        self.losses = torch.zeros(self.num_bands + 1, 2)
+        self.losses = torch.zeros(len(KINDS), self.num_bands + 1, 2)
 
     @property
     def saves_parts_alone(self) -> bool:
@@ -135,34 +190,69 @@ class MQTLlavaTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        nested, num_images = inputs.pop("nested", []), len(inputs["pixel_values"])
+        nested, teacher_prompts = inputs.pop("nested", []), inputs.pop("teacher", None)
+        pixel_values, target = inputs["pixel_values"], None
+        if self.args.distillation is not None and "labels" not in inputs:
+            raise ValueError(
+                "`labels` is missing from the batch: distillation needs to know which tokens are answers."
+            )
         if num_items_in_batch is not None:
             num_items_in_batch = num_items_in_batch.clamp(min=1)  # no answer may have fitted into `max_length`
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        self._note_loss(inputs, num_images, loss, num_items_in_batch)
+        with nullcontext() if self.teacher is None else self.teacher.watch_images():
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.teacher is not None:
+            target = self.teacher.answer_logits(model, teacher_prompts, pixel_values)
+            loss = self._distil(loss, outputs, target, inputs, len(pixel_values), num_items_in_batch)
+        elif self.args.distillation == "self":
+            target = answer_logits(outputs.logits.detach(), inputs["labels"])
+        self._note("loss", inputs, len(pixel_values), loss, num_items_in_batch)
         if nested:
             # The images' tokens come out of the pass at the largest m, and nest: the others take the first.
             tokens: Any = list(outputs.image_hidden_states.split(inputs["visual_token_counts"].tolist()))
             encoded = {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
             for prompts in nested:
                 prompts = {**prompts, "mm_encoder_outputs": encoded}
-                nested_loss: Any = super().compute_loss(model, prompts, False, num_items_in_batch)
-                self._note_loss(prompts, num_images, nested_loss, num_items_in_batch)
+                nested_loss, nested_outputs = super().compute_loss(model, prompts, True, num_items_in_batch)
+                if target is not None:
+                    nested_loss = self._distil(
+                        nested_loss, nested_outputs, target, prompts, len(pixel_values), num_items_in_batch
+                    )
+                self._note("loss", prompts, len(pixel_values), nested_loss, num_items_in_batch)
                 loss = loss + nested_loss
             loss = loss / (1 + len(nested))
         return (loss, outputs) if return_outputs else loss
 
-    def _note_loss(self, inputs: dict, num_images: int, loss: Any, num_items_in_batch: torch.Tensor | None) -> None:
+    def _distil(
+        self, loss: Any, outputs: Any, target: torch.Tensor, inputs: dict, num_images: int, num_items_in_batch: Any
+    ) -> Any:
+        """The divergence from the teacher's logits, and with its weight the labels' loss."""
+        total = divergence(answer_logits(outputs.logits, inputs["labels"]), target, self.args.distillation_temperature)
+        # A mean over the answer tokens, as the model's own loss is one.
+        if num_items_in_batch is None:
+            distilled = total / max(1, len(target))
+        else:
+            distilled = total * self._loss_scale / num_items_in_batch
+        self._note("kl", inputs, num_images, distilled, num_items_in_batch)
+        weight = self.args.cross_entropy_weight
+        return distilled + weight * loss if weight else distilled
+
+    @property
+    def _loss_scale(self) -> int:
+        """What the Trainer multiplies a loss with where it divides by the answer tokens of all processes."""
+        return self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+
+    def _note(
+        self, kind: str, inputs: dict, num_images: int, loss: Any, num_items_in_batch: torch.Tensor | None
+    ) -> None:
         if num_items_in_batch is None or not self.model.training:
             return
         is_placeholder = inputs["input_ids"] == self.model.config.image_token_id
         shows_image = inputs["attention_mask"][is_placeholder].any()
         band = (int(is_placeholder.sum()) // num_images).bit_length() - 1 if shows_image else self.num_bands
         # Undoes the division by the answer tokens of all processes and accumulated steps.
-        scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        total = loss.detach() * num_items_in_batch / scale
-        number = inputs["labels"][:, 1:].ne(-100).sum()
-        self.losses[band] += torch.stack([total, number]).float().cpu()
+        total = loss.detach() * num_items_in_batch / self._loss_scale
+        number = inputs["labels"][:, 1:].ne(IGNORED).sum()
+        self.losses[KINDS.index(kind), band] += torch.stack([total, number]).float().cpu()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # of training; every process comes here
@@ -170,10 +260,11 @@ class MQTLlavaTrainer(Trainer):
         super().log(logs, start_time)
 
     def _mean_losses(self) -> dict[str, float]:
-        totals = self.accelerator.reduce(self.losses.to(self.args.device)).tolist()
+        totals = self.accelerator.reduce(self.losses.to(self.args.device)).flatten(0, 1).tolist()
         self.losses.zero_()
         bands = [(2**band, min(2 ** (band + 1) - 1, self.max_visual_tokens)) for band in range(self.num_bands)]
-        names = [f"loss_m{low}" if low == high else f"loss_m{low}-{high}" for low, high in bands] + ["loss_text"]
+        ends = [f"m{low}" if low == high else f"m{low}-{high}" for low, high in bands] + ["text"]
+        names = [f"{kind}_{end}" for kind in KINDS for end in ends]
         return {name: total / number for name, (total, number) in zip(names, totals, strict=True) if number}
 
     def _counts(self) -> dict[str, int]:
