@@ -1,6 +1,7 @@
 """
 Runs the parts that a change must pass, two at a time where memory holds both, and prints the output of each in one
-piece. The last lines are a table of what passed, what failed, and what could not run and why.
+piece. The last lines are a table of what passed, what failed, and what could not run and why. A part fails, too, when
+its processes hold more memory than it says: the part beside it would run out.
 
     .ci/run [PART ...]
     python .ci/parts.py --names      as JSON, for the workflow
@@ -14,12 +15,13 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Part:
     name: str
-    gigabytes: int  # that it may take
+    gigabytes: int  # that its processes may hold at once
     command: str
     decides: bool = True
 
@@ -51,18 +53,38 @@ ENVIRONMENT = {**os.environ, "PYTEST_XDIST_AUTO_NUM_WORKERS": str(max(1, os.cpu_
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
+def gigabytes_held(part: Part) -> float:
+    """By all processes of a part, those whose parent has ended among them. What they share counts once."""
+    kilobytes = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"CI_PART={part.name}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                (size,) = re.findall(r"^Pss: +(\d+) kB$", (process / "smaps_rollup").read_text(), re.MULTILINE)
+                kilobytes += int(size)
+        except OSError:
+            pass  # it has ended
+    return kilobytes / 2**20
+
+
 class Run:
     """A part that runs."""
 
     def __init__(self, part: Part):
         print(f"{part.name} starts", flush=True)
         self.part, self.start = part, time.monotonic()
+        self.peak = 0.0  # gigabytes
         self.file = tempfile.TemporaryFile("w+", errors="replace")
         self.process = subprocess.Popen(
-            part.command, shell=True, stdin=subprocess.DEVNULL, stdout=self.file, stderr=self.file, env=ENVIRONMENT
+            part.command,
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=self.file,
+            stderr=self.file,
+            env={**ENVIRONMENT, "CI_PART": part.name},
         )
 
     def ended(self) -> bool:
+        self.peak = max(self.peak, gigabytes_held(self.part))
         return self.process.poll() is not None
 
     def report(self) -> tuple[str, str]:
@@ -73,10 +95,12 @@ class Run:
         state, reason = "passed", ""
         if self.process.returncode:
             state = "FAILED" if self.part.decides else "found something, which does not stop a change"
+        elif self.peak > self.part.gigabytes:
+            state, reason = "FAILED", f": it may hold {self.part.gigabytes} GB"
         elif skipped := re.search(r"Session \S+ skipped: (.*)", output):
             state, reason = "COULD NOT RUN", f": {skipped[1].strip()}"
         print(f"\n===== {self.part.name}: {self.part.command}\n{output}===== {self.part.name}: {state}\n", flush=True)
-        return state, f"{minutes:5.1f} min  {self.part.name:<12} {state}{reason}"
+        return state, f"{minutes:5.1f} min  {self.peak:4.1f} GB  {self.part.name:<12} {state}{reason}"
 
 
 def run_all(waiting: list[Part]) -> dict[Part, tuple[str, str]]:
@@ -91,7 +115,7 @@ def run_all(waiting: list[Part]) -> dict[Part, tuple[str, str]]:
             if not running or (len(running) < AT_ONCE and taken + part.gigabytes <= MEMORY):
                 waiting.remove(part)
                 running.append(Run(part))
-        time.sleep(0.2)
+        time.sleep(1)
     return results
 
 

@@ -38,19 +38,22 @@ def picture(mosaic: Image.Image, rng: random.Random) -> str:
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
+def question_about(url: str, question: str, m: int | str | None, new_tokens: int, **extra_body) -> dict:
+    """What OpenAI's client is told for a streamed answer of so many tokens; `m` is `None` for models without it."""
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+    if m is not None:
+        extra_body["mm_processor_kwargs"] = {"num_visual_tokens": m}
+    return {
+        "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": new_tokens,
+        "stream": True, "stream_options": {"include_usage": True},
+        "extra_body": {"ignore_eos": True, **extra_body},
+    }  # fmt: skip
+
+
 async def ask(client, model: str, url: str, m: int, new_tokens: int) -> float:
     """Seconds until the answer's first piece."""
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
     start, first = time.perf_counter(), None
-    stream = await client.chat.completions.create(
-        model=model,
-        messages=[{"role": "user", "content": content}],
-        temperature=0,
-        max_tokens=new_tokens,
-        stream=True,
-        stream_options={"include_usage": True},
-        extra_body={"mm_processor_kwargs": {"num_visual_tokens": m}, "ignore_eos": True},
-    )
+    stream = await client.chat.completions.create(model=model, **question_about(url, QUESTION, m, new_tokens))
     async for chunk in stream:
         if first is None and chunk.choices and chunk.choices[0].delta.content:
             first = time.perf_counter() - start

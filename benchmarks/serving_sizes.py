@@ -37,7 +37,7 @@ from statistics import mean, median, quantiles
 from harness import REPOSITORY, SEED, at_least_one, command_line, compare, machine, save, spread, table, take_turns
 from PIL import Image
 from servers import Server, vllm_environment, vllm_version, with_benchmarks_on_the_path
-from serving import picture
+from serving import picture, question_about
 
 
 QUESTIONS = ("List the items.", "What is there most of?", "Is there a bag?", "What is on the left?", "How many items?")
@@ -94,20 +94,9 @@ class Answer:
 
 
 async def ask(client, model: str, url: str, question: str, m: int | str | None, new_tokens: int) -> Answer:
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
-    extra_body = {"ignore_eos": True, "return_token_ids": True}
-    if m is not None:
-        extra_body["mm_processor_kwargs"] = {"num_visual_tokens": m}
+    asked = question_about(url, question, m, new_tokens, return_token_ids=True)
     start, first = time.perf_counter(), None
-    response = await client.chat.completions.with_raw_response.create(
-        model=model,
-        messages=[{"role": "user", "content": content}],
-        temperature=0,
-        max_tokens=new_tokens,
-        stream=True,
-        stream_options={"include_usage": True},
-        extra_body=extra_body,
-    )
+    response = await client.chat.completions.with_raw_response.create(model=model, **asked)
     async for chunk in response.parse():
         if first is None and chunk.choices and getattr(chunk.choices[0], "token_ids", None):
             first = time.perf_counter() - start

@@ -2,6 +2,7 @@
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
@@ -34,18 +35,10 @@ def expected(legacy_false):
         }
 
 
-@pytest.fixture(scope="session")
-def engine():
-    """Starts vLLM with a checkpoint, and gives what asks it."""
+@contextmanager
+def engine(checkpoint, **kwargs):
+    """vLLM with a checkpoint, as what asks it. It holds over a gigabyte until the end of the `with` block."""
     from tests.serving.serving_cases import ask_engine, start_engine
 
-    processes = []
-
-    def start(checkpoint, **kwargs):
-        process = start_process(initializer=start_engine, initargs=(checkpoint, kwargs))
-        processes.append(process)
-        return lambda *arguments: process.submit(ask_engine, *arguments).result()
-
-    yield start
-    for process in processes:
-        process.shutdown()
+    with start_process(initializer=start_engine, initargs=(checkpoint, kwargs)) as process:
+        yield lambda *arguments: process.submit(ask_engine, *arguments).result()

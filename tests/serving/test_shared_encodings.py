@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from tests.serving.conftest import start_process
+from tests.serving.conftest import engine, start_process
 from tests.serving.random_cases import random_cases
 from tests.serving.serving_cases import LEGACY_FALSE, TINY, Case, ask_transformers
 
@@ -26,8 +26,9 @@ def theirs():
 
 
 @pytest.mark.parametrize("kwargs", [{}, CHUNKED, SMALL_CACHES, {"enforce_eager": False}], ids=str)
-def test_random_requests_get_the_tokens_of_transformers(engine, theirs, kwargs):
-    answers, encoded = engine(TINY, **kwargs)(CASES)
+def test_random_requests_get_the_tokens_of_transformers(theirs, kwargs):
+    with engine(TINY, **kwargs) as ask:
+        answers, encoded = ask(CASES)
     for case, ours, expected in zip(CASES, answers, theirs):
         assert ours == expected, case
     images = {image for case in CASES for image in case.images}
@@ -36,13 +37,13 @@ def test_random_requests_get_the_tokens_of_transformers(engine, theirs, kwargs):
         assert len(encoded) == len(images)
 
 
-def test_numbers_share_whole_blocks(engine, legacy_false):
+def test_numbers_share_whole_blocks(legacy_false):
     """M is 256. The blocks of 32 that end within the first m visual tokens are those of any other m."""
-    ask, image = engine(legacy_false, block_size=32), LEGACY_FALSE / "images" / "square.png"
-    before, known = 0, 0
-    for m in (16, 64, 256, 40, 17, 1):
-        (answer,), encoded = ask([Case("<image>\nWhat is it?", (image,), m)])
-        assert encoded == ([] if before else [256])
-        same = 1 + min(m, known)  # BOS and visual tokens
-        assert answer.num_cached == same // 32 * 32, m
-        before, known = before + 1, max(m, known)
+    image, before, known = LEGACY_FALSE / "images" / "square.png", 0, 0
+    with engine(legacy_false, block_size=32) as ask:
+        for m in (16, 64, 256, 40, 17, 1):
+            (answer,), encoded = ask([Case("<image>\nWhat is it?", (image,), m)])
+            assert encoded == ([] if before else [256])
+            same = 1 + min(m, known)  # BOS and visual tokens
+            assert answer.num_cached == same // 32 * 32, m
+            before, known = before + 1, max(m, known)

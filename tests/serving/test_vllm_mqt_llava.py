@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.serving.conftest import engine
 from tests.serving.serving_cases import (
     BUDGETS,
     GOLDEN_KEYS,
@@ -33,8 +34,9 @@ BAD_NUMBERS = [
 
 
 @pytest.fixture(scope="module")
-def ask(engine):
-    return engine(TINY)
+def ask():
+    with engine(TINY) as ask:
+        yield ask
 
 
 @pytest.fixture(scope="module")
@@ -106,16 +108,18 @@ def test_what_is_transparent_shows_the_pixels_beneath(ask, expected, tmp_path):
         assert answer == expected["tiny"][15]
 
 
-def test_the_engines_own_default(engine, expected):
+def test_the_engines_own_default(expected):
     """`--mm-processor-kwargs`: for requests that do not say."""
-    check_default_of_four(engine(TINY, mm_processor_kwargs={"num_visual_tokens": 4}, **NARROW), expected)
+    with engine(TINY, mm_processor_kwargs={"num_visual_tokens": 4}, **NARROW) as ask:
+        check_default_of_four(ask, expected)
 
 
-def test_the_checkpoints_own_default(engine, expected, tmp_path):
+def test_the_checkpoints_own_default(expected, tmp_path):
     shutil.copytree(TINY, tmp_path / "four")
     path = tmp_path / "four" / "processor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_visual_tokens": 4}))
-    check_default_of_four(engine(tmp_path / "four", **NARROW), expected)
+    with engine(tmp_path / "four", **NARROW) as ask:
+        check_default_of_four(ask, expected)
 
 
 def check_default_of_four(ask, expected):
@@ -125,8 +129,9 @@ def check_default_of_four(ask, expected):
     assert answers == [expected["tiny"][index] for index in (2, 1, 2, 3)]
 
 
-def test_a_checkpoint_whose_tokenizer_is_not_legacy(engine, legacy_false, expected):
-    answers, encoded = engine(legacy_false)(golden_cases())
+def test_a_checkpoint_whose_tokenizer_is_not_legacy(legacy_false, expected):
+    with engine(legacy_false) as ask:
+        answers, encoded = ask(golden_cases())
     for case, ours, theirs in zip(golden_cases(), answers, expected["legacy_false"]):
         assert ours.prompt_ids == theirs.prompt_ids, case
         assert ours.ids == theirs.ids, case

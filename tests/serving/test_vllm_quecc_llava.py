@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.builders.paths import FIXTURES
-from tests.serving.conftest import start_process
+from tests.serving.conftest import engine, start_process
 from tests.serving.serving_cases import Case, ask_transformers, chat, widen_heads
 from tests.serving.test_openai_server import Server, ask, conversation
 
@@ -64,8 +64,9 @@ def theirs(quecc):
 
 
 @pytest.fixture(scope="module")
-def ask_eager(engine, quecc):
-    return engine(quecc)
+def ask_eager(quecc):
+    with engine(quecc) as ask_eager:
+        yield ask_eager
 
 
 def check(answers, theirs):
@@ -85,9 +86,10 @@ def test_tokens_and_prompts_are_those_of_transformers(ask_eager, theirs):
 
 
 @pytest.mark.parametrize("kwargs", [{"enforce_eager": False}, SMALL], ids=["compiled", "chunked"])
-def test_other_engines(engine, quecc, theirs, kwargs):
+def test_other_engines(quecc, theirs, kwargs):
     """The chunks hold fewer tokens than the questions of a batch, so that these are split over passes."""
-    check(engine(quecc, **kwargs)(CASES)[0], theirs)
+    with engine(quecc, **kwargs) as ask_other:
+        check(ask_other(CASES)[0], theirs)
 
 
 def test_the_question_makes_a_difference(theirs):

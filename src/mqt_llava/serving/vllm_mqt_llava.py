@@ -21,6 +21,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import PlaceholderRange
 
 from ..models.configuration_compressed_llava import check_num_visual_tokens
+from .probing import NAME
 from .vllm_compressed_llava import (
     CompressedLlavaForVLLM,
     CompressedLlavaProcessingInfo,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
 
-NAME = "num_visual_tokens"
 # vLLM compares the visual tokens that a request expects with those that it has of the image, M, by a mask that it
 # documents for places of the same length. tests/serving/test_shared_encodings.py says that a longer one does.
 SHARES_ENCODINGS = Version("0.32") <= Version(vllm.__version__) < Version("0.33")

@@ -21,6 +21,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.hasher import MultiModalHasher
 
 from ..models.configuration_quecc_llava import check_fixed_number
+from .probing import NAME
 from .prompt_text import prompt_text
 from .vllm_compressed_llava import (
     CompressedLlavaForVLLM,
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
     from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
 
-NUMBER, QUERY = "num_visual_tokens", "query"
+QUERY = "query"
 
 
 class QueCCLlavaProcessingInfo(CompressedLlavaProcessingInfo):
-    allowed_keywords = (QUERY, NUMBER)
+    allowed_keywords = (QUERY, NAME)
 
     def query(self, request_kwargs: Mapping[str, object]) -> Any:
         """
@@ -51,7 +52,7 @@ class QueCCLlavaProcessingInfo(CompressedLlavaProcessingInfo):
         """
         kwargs = self.keywords(request_kwargs)
         fixed = self.get_hf_processor().max_visual_tokens
-        check_fixed_number(kwargs.get(NUMBER), fixed, f"mm_processor_kwargs['{NUMBER}']")
+        check_fixed_number(kwargs.get(NAME), fixed, f"mm_processor_kwargs['{NAME}']")
         return kwargs.get(QUERY)
 
 
