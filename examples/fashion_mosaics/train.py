@@ -187,13 +187,13 @@ def train_tokenizer(dataset: MosaicConversations, vocab_size: int) -> Tokenizers
     )
 
 
-def build_processor(dataset: MosaicConversations) -> MQTLlavaProcessor:
+def build_processor(dataset: MosaicConversations, num_visual_tokens: int = SIDE * SIDE) -> MQTLlavaProcessor:
     pixels = SIDE * ITEM_PIXELS
     image_processor = LlavaImageProcessorPil(
         size={"shortest_edge": pixels}, crop_size={"height": pixels, "width": pixels}, do_pad=True
     )
     tokenizer = train_tokenizer(dataset, vocab_size=640)
-    return MQTLlavaProcessor(image_processor, tokenizer, max_visual_tokens=SIDE * SIDE)
+    return MQTLlavaProcessor(image_processor, tokenizer, max_visual_tokens=num_visual_tokens)
 
 
 def build_model(processor: MQTLlavaProcessor) -> MQTLlavaForConditionalGeneration:

@@ -1,0 +1,106 @@
+"""
+Trains a small LLaVA from scratch, which elasticize.py then makes elastic (an hour or two on two CPU cores):
+
+    OMP_WAIT_POLICY=passive python examples/fashion_mosaics/train_llava.py --output_dir runs/llava
+
+The vision tower sees each item of a mosaic as four patches, so the decoder reads 64 visual tokens. All parts learn
+together, as in train.py: to list everything, then to find rows, columns and single places, at last every kind of
+question. Called again with the same folder, it goes on from the last checkpoint.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from mosaics import ITEM_PIXELS, SIDE
+from train import MosaicConversations, TinyTrainingArguments, build_processor
+from transformers import (
+    CLIPVisionConfig,
+    HfArgumentParser,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    Trainer,
+    set_seed,
+)
+
+from mqt_llava import MQTLlavaProcessor
+from mqt_llava.training import BudgetCollator, FixedBudget, last_complete_checkpoint
+
+
+PATCH = ITEM_PIXELS // 2
+NUM_PATCHES = (SIDE * ITEM_PIXELS // PATCH) ** 2
+WIDTH = 128
+
+
+@dataclass
+class LlavaTrainingArguments(TinyTrainingArguments):
+    output_dir: str = "runs/llava"
+    save_steps: int = 100
+    max_steps: int = field(default=4000)
+
+
+class LlavaCollator(BudgetCollator):
+    """A LLaVA's prompts are those of a query transformer with as many visual tokens as there are patches."""
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        batch = super().__call__(rows)
+        return {name: batch[name] for name in ("input_ids", "attention_mask", "labels", "pixel_values")}
+
+
+def build_llava(tokenizer) -> LlavaForConditionalGeneration:
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=SIDE * ITEM_PIXELS,
+            patch_size=PATCH,
+        ),
+        text_config=LlamaConfig(
+            hidden_size=WIDTH,
+            intermediate_size=3 * WIDTH,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=NUM_PATCHES,
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+def as_llava(processor: MQTLlavaProcessor) -> LlavaProcessor:
+    return LlavaProcessor(
+        processor.image_processor,
+        processor.tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=processor.chat_template,
+    )
+
+
+def main(argv: list[str] | None = None):
+    (args,) = HfArgumentParser(LlavaTrainingArguments).parse_args_into_dataclasses(argv)
+    set_seed(args.seed)
+    dataset = MosaicConversations(args)
+    last_checkpoint = last_complete_checkpoint(args.output_dir)
+    processor = build_processor(dataset, num_visual_tokens=NUM_PATCHES)
+    model = build_llava(processor.tokenizer)
+    collator = LlavaCollator(processor, FixedBudget(NUM_PATCHES), seed=args.seed)
+    trainer = Trainer(model, args, data_collator=collator, train_dataset=dataset, processing_class=as_llava(processor))
+    trainer.train(resume_from_checkpoint=last_checkpoint)
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    main()
