@@ -6,6 +6,7 @@ from .checkpoints import last_complete_checkpoint, load_trained_parts
 from .collator import PLAIN_TEMPLATE, BudgetCollator
 from .dataset import ConversationDataset, TooManyBadRecords
 from .parts import train_parts
+from .projector_fit import ProjectorFitTrainer
 from .question_collator import QuestionCollator
 from .records import RecordError, read_record
 from .trainer import MQTLlavaTrainer, MQTLlavaTrainingArguments
@@ -20,6 +21,7 @@ __all__ = [
     "LogBudget",
     "MQTLlavaTrainer",
     "MQTLlavaTrainingArguments",
+    "ProjectorFitTrainer",
     "QuestionCollator",
     "RecordError",
     "TooManyBadRecords",

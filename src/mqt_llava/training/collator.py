@@ -202,8 +202,12 @@ class BudgetCollator:
 
     @cached_property
     def blank_image(self) -> dict[str, torch.Tensor]:
-        """What a batch holds of images, for one that shows nothing."""
-        return dict(self.processor.image_processor(Image.new("RGB", (8, 8)), return_tensors="pt"))
+        return blank_image(self.processor)
+
+
+def blank_image(processor: CompressedLlavaProcessor) -> dict[str, torch.Tensor]:
+    """What a batch holds of images, for one that shows nothing."""
+    return dict(processor.image_processor(Image.new("RGB", (8, 8)), return_tensors="pt"))
 
 
 class EpochCallback(TrainerCallback):

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..models.modeling_compressed_llava import NEVER
+from ..models.modeling_compressed_llava import NEVER, CompressedLlavaPreTrainedModel
 from .collator import BudgetCollator
 from .distillation import answer_columns, answer_logits
 from .parts import part_of
@@ -195,17 +195,24 @@ def find_teacher(
         if llava is not None:
             raise ValueError(f"`teacher` is given, but `distillation` is {distillation!r}: it is for 'llava' alone.")
         return None
-    if not isinstance(llava, LlavaForConditionalGeneration):
-        raise TypeError(
-            f"`teacher` is a {type(llava).__name__}, but must be the LlavaForConditionalGeneration to learn from, "
-            "since `distillation` is 'llava'."
-        )
+    check_is_llava(llava)
     base = base_of(student)
     is_shared = llava.model.language_model is base.model.language_model
     _check_nothing_changes(llava, student, is_shared)
     teacher = (SharedTeacher if is_shared else SeparateTeacher)(llava, student)
     collator.teacher_num_visual_tokens = teacher.num_visual_tokens(collator.blank_image["pixel_values"])
     return teacher
+
+
+def check_is_llava(teacher: Any) -> None:
+    """
+    Raises:
+        TypeError: It has no projector: it is no LLaVA, or one that was made elastic.
+    """
+    if not isinstance(teacher, LlavaForConditionalGeneration) or isinstance(teacher, CompressedLlavaPreTrainedModel):
+        raise TypeError(
+            f"`teacher` is a {type(teacher).__name__}, but must be the LlavaForConditionalGeneration to learn from."
+        )
 
 
 def _check_budgets(collator: BudgetCollator) -> None:
