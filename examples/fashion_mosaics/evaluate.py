@@ -3,8 +3,8 @@ Accuracy by kind of question and number of visual tokens, on mosaics of the offi
 
     OMP_NUM_THREADS=1 python examples/fashion_mosaics/evaluate.py --model model_cards/mqt-llava-tiny
 
-A query transformer encodes each image once, with all its tokens, and every number of tokens answers from those. QueCC
-has one number of tokens, and encodes an image for each question.
+A query transformer encodes each image once, with all its tokens, and every number of tokens answers from those. What
+stands in for one (compressors.py) encodes an image for each number. QueCC and LLaVA have one number of tokens.
 """
 
 import argparse
@@ -13,10 +13,11 @@ import random
 from pathlib import Path
 
 import torch
+from compressors import CLASSES
 from mosaics import DATASET_FOLDER, GRAIN, QUESTION_KINDS, draw_mosaic, load_items, to_messages
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-import mqt_llava  # noqa: F401
+from mqt_llava import MQTLlavaForConditionalGeneration
 from mqt_llava.files.atomic_file import write_atomically
 
 
@@ -34,6 +35,18 @@ def score(kind: str, answer: str, truth: str) -> float:
 
 def is_elastic(model) -> bool:
     return model.config.model_type == "mqt_llava"
+
+
+def load(folder: str, compressor: str):
+    """By a name in compressors.py, or a LLaVA or QueCC-LLaVA as its configuration says."""
+    if AutoConfig.from_pretrained(folder).model_type != "mqt_llava":
+        return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    return CLASSES[compressor].from_pretrained(folder, dtype=torch.float32)
+
+
+def only_number(model) -> int:
+    """Of visual tokens, where there is no choice."""
+    return model.config.image_seq_length if model.config.model_type == "llava" else model.config.num_visual_tokens
 
 
 @torch.inference_mode()
@@ -54,7 +67,7 @@ def accuracies(
             processor_kwargs={"padding": True},
         )
         inputs = inputs.to(model.device)
-        if is_elastic(model):
+        if type(model) is MQTLlavaForConditionalGeneration:
             encoded = model.get_image_features(inputs.pop("pixel_values"))
             inputs["mm_encoder_outputs"] = {"image": encoded}
         for budget in budgets:
@@ -71,6 +84,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument(
         "--num-visual-tokens", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="of a query transformer"
     )
+    parser.add_argument("--compressor", choices=CLASSES, default="queries", help="of a model of train_elastic.py")
     parser.add_argument("--kinds", nargs="+", choices=QUESTION_KINDS, default=list(QUESTION_KINDS))
     parser.add_argument("--mosaics", type=int, default=1000, help="held-out mosaics, with one question of each kind")
     parser.add_argument("--seed", type=int, default=1)
@@ -79,10 +93,9 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--output", help="JSON file for the figures")
     args = parser.parse_args(argv)
 
-    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32)
-    model = model.eval().to(args.device)
+    model = load(args.model, args.compressor).eval().to(args.device)
     if not is_elastic(model):
-        args.num_visual_tokens = [model.config.num_visual_tokens]
+        args.num_visual_tokens = [only_number(model)]
     processor = AutoProcessor.from_pretrained(args.model)
     rng, items = random.Random(args.seed), load_items("t10k", args.data_folder)
     mosaics = [draw_mosaic(rng, items) for _ in range(args.mosaics)]

@@ -89,16 +89,24 @@ def as_llava(processor: MQTLlavaProcessor) -> LlavaProcessor:
     )
 
 
+def build_trainer(args: LlavaTrainingArguments) -> Trainer:
+    dataset = MosaicConversations(args)
+    processor = build_processor(dataset, num_visual_tokens=NUM_PATCHES)
+    collator = LlavaCollator(processor, FixedBudget(NUM_PATCHES), seed=args.seed)
+    return Trainer(
+        build_llava(processor.tokenizer),
+        args,
+        data_collator=collator,
+        train_dataset=dataset,
+        processing_class=as_llava(processor),
+    )
+
+
 def main(argv: list[str] | None = None):
     (args,) = HfArgumentParser(LlavaTrainingArguments).parse_args_into_dataclasses(argv)
     set_seed(args.seed)
-    dataset = MosaicConversations(args)
-    last_checkpoint = last_complete_checkpoint(args.output_dir)
-    processor = build_processor(dataset, num_visual_tokens=NUM_PATCHES)
-    model = build_llava(processor.tokenizer)
-    collator = LlavaCollator(processor, FixedBudget(NUM_PATCHES), seed=args.seed)
-    trainer = Trainer(model, args, data_collator=collator, train_dataset=dataset, processing_class=as_llava(processor))
-    trainer.train(resume_from_checkpoint=last_checkpoint)
+    trainer = build_trainer(args)
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
     trainer.save_model()
 
 

@@ -1,0 +1,143 @@
+"""
+Which way of making a LLaVA elastic loses least at few visual tokens?
+
+    python examples/fashion_mosaics/train_llava.py --output_dir runs/llava
+    python examples/fashion_mosaics/compare_elastic.py --llava runs/llava --output runs/compare-elastic --seeds 1
+
+Trains and evaluates every variant with every seed, each by train_elastic.py and evaluate.py, all with the same FLOPs:
+a share of what the LLaVA's own training took. Collects what they measured in `results.jsonl`; runs that are finished
+already are not repeated, and those that were stopped go on.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from compressors import CLASSES
+from studies import losses, run_all, study_parser, train_and_evaluate
+from torch.utils.flop_counter import FlopCounterMode
+from train_elastic import ElasticTrainingArguments, build_trainers
+from train_llava import LlavaTrainingArguments
+from train_llava import build_trainer as build_llava_trainer
+from transformers import HfArgumentParser
+
+from mqt_llava.files.atomic_file import write_atomically
+
+
+BUDGETS = (1, 2, 4, 8, 16)
+SQUARES = (1, 4, 16)
+SCRATCH = ["--from_scratch", "true", "--learning_rate", 2e-3, "--warmup_steps", 50]
+SCRATCH += ["--trained_parts", "vision_tower", "resampler", "language_model"]
+KL = ["--distillation", "llava"]
+FIT = [*KL, "--fit_steps", 150]
+COARSE = [*FIT, "--fit_order", "coarse_to_fine"]
+UNIFORM, LOG = ["--budget", "UniformBudget(1, 16)"], ["--budget", "LogBudget(16)"]
+SANDWICH = ["--budget", "FixedBudget(1), UniformBudget(2, 15), FixedBudget(16)"]
+SQUARE = ["--budget", "WeightedBudget({1: 1, 4: 1, 16: 1})"]
+# Arguments of train_elastic.py by name. From `labels` on, each adds one thing to another.
+VARIANTS = {
+    "scratch": [*SCRATCH, *UNIFORM],
+    "scratch_whole": [*SCRATCH, *UNIFORM],  # with the FLOPs of the LLaVA's own training besides
+    "labels": UNIFORM,
+    "kl": [*KL, *UNIFORM],
+    "kl_alone": [*KL, "--cross_entropy_weight", 0, *UNIFORM],
+    "fit": [*FIT, *UNIFORM],
+    "coarse": [*COARSE, *UNIFORM],
+    "coarse_log": [*COARSE, *LOG],
+    "coarse_sandwich": [*COARSE, *SANDWICH],
+    "coarse_sandwich_self": [*COARSE, *SANDWICH, "--distillation", "self"],
+    **{f"qt_{m}": [*COARSE, "--budget", f"FixedBudget({m})"] for m in SQUARES},
+    "average_pooling": [*KL, "--compressor", "average_pooling", *SQUARE],
+    "scaled_image": [*KL, "--compressor", "scaled_image", *SQUARE],
+}
+
+
+def flops(trainer, num_batches: int = 16, batch_size: int = 16) -> float:
+    """Of the whole training, forward and backward: from batches of fewer conversations, spread over its steps."""
+    args, dataset = trainer.args, trainer.train_dataset
+    with FlopCounterMode(display=False) as counter:
+        for number in range(num_batches):
+            start = number * args.max_steps // num_batches * args.train_batch_size
+            batch = trainer.data_collator([dataset[index] for index in range(start, start + batch_size)])
+            trainer.compute_loss(trainer.model, batch).backward()
+    return counter.get_total_flops() / num_batches * args.train_batch_size / batch_size * args.max_steps
+
+
+def parse(arguments_class, flags: list):
+    (args,) = HfArgumentParser(arguments_class).parse_args_into_dataclasses(list(map(str, flags)))
+    return args
+
+
+def stages(steps: int) -> list:
+    """Those of train.py, shortened, for what learns from scratch."""
+    return ["--list_steps", steps * 250 // 4000, "--position_steps", steps * 1500 // 4000]
+
+
+def plan(name: str, total: float, flags: list) -> tuple[list, dict[str, float]]:
+    """
+    The arguments of a variant whose training takes a given number of FLOPs.
+
+    Args:
+        name: Of the variant.
+        total: FLOPs.
+        flags: Of every training.
+
+    Returns:
+        The arguments, and the counted FLOPs of stage 0 and of what follows.
+    """
+    own = [*flags, *VARIANTS[name]]
+
+    def with_steps(steps: int) -> list:
+        return [*own, "--max_steps", steps, *(stages(steps) if "--from_scratch" in own else [])]
+
+    args = parse(ElasticTrainingArguments, with_steps(1600))
+    first, build_trainer = build_trainers(args)
+    fit = flops(first) if first else 0
+    one_step = flops(build_trainer()) / args.max_steps
+    steps = int((total - fit) / one_step)
+    return with_steps(steps), {"fit_flops": fit, "flops": steps * one_step}
+
+
+def main():
+    parser = study_parser(__doc__, "runs/compare-elastic", seeds=[1, 2, 3, 4, 5], mosaics=500)
+    parser.add_argument("--llava", type=Path, default=Path("runs/llava"), help="what train_llava.py has trained")
+    parser.add_argument("--share", type=float, default=0.2, help="FLOPs of a training, of those of the LLaVA's")
+    parser.add_argument("--train-flags", nargs=argparse.REMAINDER, default=[], help="for both train_*.py")
+    args = parser.parse_args()
+
+    flags = ["--use_cpu", "true"] if args.device == "cpu" else []
+    flags += ["--data_folder", args.data_folder, *args.train_flags]
+    whole = flops(build_llava_trainer(parse(LlavaTrainingArguments, flags)))
+
+    def run(name: str, seed: int) -> dict:
+        folder = args.output / f"{name}-{seed}"
+        path = folder / "plan.json"
+        if not path.exists():  # a run that goes on keeps its plan
+            folder.mkdir(parents=True, exist_ok=True)
+            total = (args.share + (name == "scratch_whole")) * whole
+            write_atomically(path, json.dumps(plan(name, total, [*flags, "--llava", str(args.llava)])))
+        arguments, counted = json.loads(path.read_text())
+        budgets = [name.removeprefix("qt_")] if name.startswith("qt_") else BUDGETS
+        compressor = ["--compressor", name] if name in CLASSES else []
+        state, evaluation = train_and_evaluate(
+            args,
+            folder,
+            "train_elastic.py",
+            ["--seed", seed, *arguments],
+            ["--num-visual-tokens", *(SQUARES if compressor else budgets), *compressor],
+        )
+        return {
+            "variant": name,
+            "seed": seed,
+            "arguments": VARIANTS[name],
+            "steps": state["global_step"],
+            **counted,
+            "loss": losses(state),
+            "evaluation": evaluation,
+        }
+
+    run_all(args, VARIANTS, run, llava_flops=whole)
+
+
+if __name__ == "__main__":
+    main()
