@@ -17,6 +17,9 @@ from tests.builders.paths import REPOSITORY
 from tests.builders.scripts import load_script
 
 
+pytestmark = pytest.mark.costly
+
+
 BENCHMARKS = REPOSITORY / "benchmarks"
 ARGUMENTS = {
     "training_step": "--size tiny --draws 2",

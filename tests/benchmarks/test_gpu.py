@@ -18,6 +18,9 @@ from tests.builders.scripts import load_script
 from tests.builders.versions import needs_tracing
 
 
+pytestmark = pytest.mark.costly
+
+
 gpu = load_script("benchmarks/gpu.py")
 gpu_cases = load_script("benchmarks/gpu_cases.py")
 gpu_report = load_script("benchmarks/gpu_report.py")

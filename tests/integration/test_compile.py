@@ -13,7 +13,7 @@ from tests.builders.prompts import random_inputs
 from tests.builders.versions import needs_tracing
 
 
-pytestmark = needs_tracing
+pytestmark = [needs_tracing, pytest.mark.costly]
 NEW = {"max_new_tokens": 4}
 NUM_PROMPTS = 20
 ONE_IMAGE = [([1 + i % 16],) for i in range(NUM_PROMPTS)]

@@ -17,6 +17,9 @@ from tests.builders.scripts import load_script
 from tests.integration.test_hub import MODEL_FILES, check_loaded
 
 
+pytestmark = pytest.mark.costly
+
+
 GENERATION = "generation_config.json"
 
 

@@ -27,6 +27,9 @@ from mqt_llava import MQTLlavaForConditionalGeneration
 from tests.builders.paths import CHECKPOINT, PICTURES, REPOSITORY
 
 
+pytestmark = pytest.mark.costly
+
+
 PATIENCE = 900  # seconds until a run is taken to hang: a busy machine is slow
 
 

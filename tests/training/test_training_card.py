@@ -17,6 +17,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from mqt_llava.training import BudgetCollator, ConversationDataset, MQTLlavaTrainer, MQTLlavaTrainingArguments
 from mqt_llava.training import UniformBudget
 
+
+pytestmark = pytest.mark.costly
+
 model = AutoModelForImageTextToText.from_pretrained(sys.argv[1])
 processor = AutoProcessor.from_pretrained(sys.argv[1])
 messages = [{"role": "user", "content": "List the items."}, {"role": "assistant", "content": "coat, bag"}]
