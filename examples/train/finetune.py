@@ -22,7 +22,7 @@ from mqt_llava.training import (
     last_complete_checkpoint,
 )
 from mqt_llava.training.arguments import DataArguments, ModelArguments, parse_arguments
-from mqt_llava.training.assemble import load_conversations, load_model_and_processor, load_teacher
+from mqt_llava.training.assemble import load_conversations, load_model_and_processor, load_teacher, read_chat_template
 
 
 @dataclass
@@ -35,6 +35,17 @@ class LoraArguments:
     def __post_init__(self):
         if self.load_in_4bit and not self.lora_rank:
             raise ValueError("`load_in_4bit` is True: weights in 4 bits learn through adapters, so set `lora_rank`.")
+
+
+def in_4bit(connector: str) -> BitsAndBytesConfig:
+    """The decoder in 4 bits, but not what stands in front of it: vision tower and connector, and not the head."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["model.vision_tower", f"model.{connector}", "lm_head"],
+    )
 
 
 def add_adapters(model, args: LoraArguments, trained_parts: list[str]):
@@ -63,19 +74,17 @@ def main(argv: list[str] | None = None):
         ModelArguments, DataArguments, LoraArguments, MQTLlavaTrainingArguments, argv=argv
     )
     set_seed(args.seed)
-    quantization = {}
-    if lora_args.load_in_4bit:
-        quantization["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=["model.vision_tower", "model.resampler", "lm_head"],
-        )
+    quantization = {"quantization_config": in_4bit("resampler")} if lora_args.load_in_4bit else {}
     model, processor = load_model_and_processor(model_args, **quantization)
     if lora_args.lora_rank:
         model = add_adapters(model, lora_args, args.trained_parts)
-    collator = build_collator(processor, data_args.budget, max_length=data_args.max_length, seed=args.seed)
+    collator = build_collator(
+        processor,
+        data_args.budget,
+        chat_template=read_chat_template(data_args),
+        max_length=data_args.max_length,
+        seed=args.seed,
+    )
     dataset, teacher = load_conversations(data_args), load_teacher(model_args)
     trainer = MQTLlavaTrainer(model, args, collator, teacher=teacher, train_dataset=dataset)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))

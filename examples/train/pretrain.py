@@ -19,7 +19,7 @@ from mqt_llava.training import (
     last_complete_checkpoint,
 )
 from mqt_llava.training.arguments import DataArguments, ModelArguments, parse_arguments
-from mqt_llava.training.assemble import load_conversations, load_model_and_processor, load_teacher
+from mqt_llava.training.assemble import load_conversations, load_model_and_processor, load_teacher, read_chat_template
 
 
 @dataclass
@@ -32,7 +32,12 @@ def main(argv: list[str] | None = None):
     set_seed(args.seed)
     model, processor = load_model_and_processor(model_args)
     collator = build_collator(
-        processor, data_args.budget, is_stage_1=True, max_length=data_args.max_length, seed=args.seed
+        processor,
+        data_args.budget,
+        is_stage_1=True,
+        chat_template=read_chat_template(data_args),
+        max_length=data_args.max_length,
+        seed=args.seed,
     )
     dataset, teacher = load_conversations(data_args), load_teacher(model_args)
     trainer = MQTLlavaTrainer(model, args, collator, teacher=teacher, train_dataset=dataset)

@@ -1,5 +1,6 @@
 """Batches: the tokens of the chat template at the m that was drawn, with answers as labels, also cut short."""
 
+import logging
 import pickle
 from types import SimpleNamespace
 
@@ -12,7 +13,10 @@ from torch.utils.data import DataLoader
 from mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaProcessor
 from mqt_llava.training import PLAIN_TEMPLATE, BudgetCollator, ConversationDataset, FixedBudget, UniformBudget
 from tests.builders.conversations import answers_of, chat, expected_inputs
-from tests.builders.paths import CHECKPOINT, FIXTURES, GOLDEN_NAMES
+from tests.builders.paths import CHECKPOINT, FIXTURES, GOLDEN_NAMES, REPOSITORY
+
+
+LLAVA_TEMPLATE = (REPOSITORY / "examples" / "train" / "llava_1_5.jinja").read_text()
 
 
 def rows_of_every_kind(picture) -> list[dict]:
@@ -353,3 +357,23 @@ def test_no_budget_is_refused(embedded_processor):
 def test_bad_rows_say_what_is_wrong(embedded_processor):
     with pytest.raises(ValueError, match="no message is an answer"):
         BudgetCollator(embedded_processor, FixedBudget(1))([{"messages": [{"role": "user", "content": "a"}]}])
+
+
+def test_the_template_is_that_of_llava_but_for_the_ends_of_answers(embedded_processor):
+    chat = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A bag."}]},
+        {"role": "user", "content": [{"type": "text", "text": "Sure?"}]},
+    ]
+    text = embedded_processor.apply_chat_template(chat, chat_template=LLAVA_TEMPLATE, add_generation_prompt=True)
+    assert text == "USER: <image>\nWhat? ASSISTANT: A bag.</s>USER: Sure? ASSISTANT:"
+
+
+@pytest.mark.parametrize("template, warns", [(LLAVA_TEMPLATE, False), (None, True)])
+def test_answers_without_an_end_are_noticed_once(embedded_processor, caplog, template, warns):
+    template = template or LLAVA_TEMPLATE.replace(" + eos_token", "")
+    collator = BudgetCollator(embedded_processor, FixedBudget(1), chat_template=template)
+    row = {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A bag."}]}
+    with caplog.at_level(logging.WARNING, "mqt_llava.training.collator"):
+        collator([row]), collator([row])
+    assert caplog.text.count("No answer ends with '</s>'") == warns

@@ -6,7 +6,36 @@ from typing import Any
 
 
 @dataclass
-class ModelArguments:
+class LoadingArguments:
+    """How any model is loaded, and what a new query transformer is like."""
+
+    max_visual_tokens: int = field(default=256, metadata={"help": "M of a new query transformer, a square number."})
+    resampler_num_attention_heads: int | None = field(
+        default=None, metadata={"help": "Of a new compressor; by default 16 (mqt) or 8 (quecc)."}
+    )
+    dtype: str = field(default="float32", metadata={"help": "Of the weights: float32, bfloat16, ..."})
+    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, flash_attention_2, eager, ..."})
+
+
+@dataclass
+class ElasticArguments(LoadingArguments):
+    """A LLaVA that is made elastic, and stage 0, which fits the new query transformer to its projector."""
+
+    llava_name_or_path: str = field(default="llava-hf/llava-1.5-7b-hf", metadata={"help": "The LLaVA."})
+    fit_order: str = field(
+        default="coarse_to_fine", metadata={"help": "What the first queries show: coarse_to_fine or raster."}
+    )
+    fit_steps: int = field(default=1000, metadata={"help": "Steps of stage 0; with 0 the queries start at random."})
+    fit_learning_rate: float = field(default=1e-3, metadata={"help": "Of stage 0."})
+    fit_batch_size: int = field(default=64, metadata={"help": "Conversations per device and step in stage 0."})
+
+    def __post_init__(self) -> None:
+        if self.fit_steps < 0:
+            raise ValueError(f"`fit_steps` is {self.fit_steps}, but must be 0 or more.")
+
+
+@dataclass
+class ModelArguments(LoadingArguments):
     """Either a checkpoint of this package, or a vision tower and a decoder to put a new compressor between."""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint of this package."})
@@ -21,18 +50,12 @@ class ModelArguments:
     teacher_name_or_path: str | None = field(
         default=None, metadata={"help": "A LLaVA to distil from, held beside the model, for `distillation: llava`."}
     )
-    max_visual_tokens: int = field(default=256, metadata={"help": "M of a new query transformer, a square number."})
     kernel_size: int = field(default=6, metadata={"help": "Of a new QueCC: side of its windows of patches."})
     vision_context_layers: list[int] = field(
         default_factory=lambda: [12, 16, 22, 23], metadata={"help": "Of a new QueCC: layers for keys and values."}
     )
-    resampler_num_attention_heads: int | None = field(
-        default=None, metadata={"help": "Of a new compressor; by default 16 (mqt) or 8 (quecc)."}
-    )
     vision_feature_layer: int = field(default=-2, metadata={"help": "Of a new model: the hidden state to compress."})
     pad_to_square: bool = field(default=True, metadata={"help": "Whether images are padded rather than cropped."})
-    dtype: str = field(default="float32", metadata={"help": "Of the weights: float32, bfloat16, ..."})
-    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, flash_attention_2, eager, ..."})
 
     def __post_init__(self) -> None:
         # `choices` of a parser are not held against what comes from a file.
@@ -49,6 +72,9 @@ class DataArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "Or a dataset with `messages` and `images`."})
     dataset_split: str = field(default="train", metadata={"help": "Its split."})
     max_bad_share: float = field(default=0.01, metadata={"help": "Share of unusable records at which to give up."})
+    chat_template: str | None = field(
+        default=None, metadata={"help": "A Jinja file that writes the conversations; the processor's own by default."}
+    )
     max_length: int = field(default=2048, metadata={"help": "Tokens of a conversation, visual tokens included."})
     budget: str = field(
         default="UniformBudget(2, 256, step=2)",

@@ -1,5 +1,6 @@
 """What the recipes need, from their arguments: the model with its processor, and the conversations."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -18,7 +19,7 @@ from ..models.modeling_quecc_llava import QueCCLlavaForConditionalGeneration
 from ..models.processing_compressed_llava import IMAGE_TOKEN, CompressedLlavaProcessor
 from ..models.processing_mqt_llava import MQTLlavaProcessor
 from ..models.processing_quecc_llava import QueCCLlavaProcessor
-from .arguments import DataArguments, ModelArguments
+from .arguments import DataArguments, ElasticArguments, ModelArguments
 from .budgets import parse_budget
 from .checkpoints import load_trained_parts
 from .collator import PLAIN_TEMPLATE, BudgetCollator
@@ -63,6 +64,27 @@ def load_model_and_processor(
     return model, processor
 
 
+def load_elastic(
+    args: ElasticArguments, **kwargs: Any
+) -> tuple[LlavaForConditionalGeneration, MQTLlavaForConditionalGeneration, MQTLlavaProcessor]:
+    """
+    A LLaVA, and what is made of it: the model shares the LLaVA's vision tower and decoder.
+
+    Args:
+        args: Which LLaVA.
+        kwargs: Further arguments of its `from_pretrained`, such as `quantization_config`.
+    """
+    llava = LlavaForConditionalGeneration.from_pretrained(
+        args.llava_name_or_path, dtype=args.dtype, attn_implementation=args.attn_implementation, **kwargs
+    )
+    settings: dict[str, Any] = {"max_visual_tokens": args.max_visual_tokens}
+    if args.resampler_num_attention_heads is not None:
+        settings["resampler_num_attention_heads"] = args.resampler_num_attention_heads
+    model = MQTLlavaForConditionalGeneration.from_llava(llava, **settings)
+    processor = MQTLlavaProcessor.from_llava(args.llava_name_or_path, max_visual_tokens=args.max_visual_tokens)
+    return llava, model, processor
+
+
 def load_teacher(args: ModelArguments) -> LlavaForConditionalGeneration | None:
     """The LLaVA that `teacher_name_or_path` names, in the dtype that it was saved in."""
     if args.teacher_name_or_path is None:
@@ -94,7 +116,12 @@ def _join_parts(args: ModelArguments) -> tuple[CompressedLlavaForConditionalGene
 
 
 def build_collator(
-    processor: CompressedLlavaProcessor, budget: str, *, is_stage_1: bool = False, **kwargs: Any
+    processor: CompressedLlavaProcessor,
+    budget: str,
+    *,
+    is_stage_1: bool = False,
+    chat_template: str | None = None,
+    **kwargs: Any,
 ) -> BudgetCollator:
     """
     What makes batches for a model.
@@ -104,12 +131,26 @@ def build_collator(
         budget: How m is drawn, as [`parse_budget`] reads it; not looked at for a QueCC-LLaVA.
         is_stage_1: Whether the conversations are images and their captions alone, which MQT-LLaVA reads as
             [`PLAIN_TEMPLATE`] writes them and QueCC-LLaVA, which needs a question, as its own template does.
+        chat_template: Another template.
         kwargs: Further arguments of a [`BudgetCollator`].
     """
     if isinstance(processor, QueCCLlavaProcessor):
-        return QuestionCollator(processor, **kwargs)
-    template = PLAIN_TEMPLATE if is_stage_1 else None
-    return BudgetCollator(processor, parse_budget(budget), chat_template=template, **kwargs)
+        return QuestionCollator(processor, chat_template=chat_template, **kwargs)
+    if is_stage_1 and chat_template is None:
+        chat_template = PLAIN_TEMPLATE
+    return BudgetCollator(processor, parse_budget(budget), chat_template=chat_template, **kwargs)
+
+
+def read_chat_template(args: DataArguments) -> str | None:
+    """
+    Raises:
+        ValueError: There is no such file.
+    """
+    if args.chat_template is None:
+        return None
+    if not Path(args.chat_template).is_file():
+        raise ValueError(f"`chat_template` is {args.chat_template!r}, but must be a Jinja file.")
+    return Path(args.chat_template).read_text(encoding="utf-8")
 
 
 def build_processor(

@@ -86,6 +86,8 @@ class BudgetCollator:
         if max_length is not None and max_length < 1:
             raise ValueError(f"`max_length` is {max_length}, but must be at least 1.")
         self.max_length, self.seed = max_length, seed
+        # Captions of stage 1 end with a line, as the original's do.
+        self.expects_ends = self.chat_template != PLAIN_TEMPLATE and processor.tokenizer.eos_token_id is not None
         # Of an image to a teacher, which MQTLlavaTrainer tells; None where there is none with prompts of its own.
         self.teacher_num_visual_tokens: int | None = None
         self.event_counts = EventCounts("conversations", "truncated_conversations", "conversations_without_answer")
@@ -107,6 +109,7 @@ class BudgetCollator:
         records = [read_record(row) for row in rows]
         drawn = self.draw_num_visual_tokens([record.id for record in records])
         batch = self.tokenize([record.messages_with_images() for record in records])
+        self._check_ends(batch)
         texts, kept_placeholders = [], []
         for record, ids, is_answer in zip(records, batch["input_ids"], batch["assistant_masks"]):
             ids, is_answer = torch.tensor(ids), torch.tensor(is_answer, dtype=torch.bool)
@@ -149,6 +152,18 @@ class BudgetCollator:
             return_assistant_tokens_mask=True,
             processor_kwargs={"padding": False, **processor_kwargs},
         )
+
+    def _check_ends(self, batch: dict) -> None:
+        """Says once that no answer ends with what ends an answer; the templates of released LLaVAs leave it out."""
+        eos_token_id = self.processor.tokenizer.eos_token_id
+        pairs = [pair for ids, mask in zip(batch["input_ids"], batch["assistant_masks"]) for pair in zip(ids, mask)]
+        if self.expects_ends and (eos_token_id, 1) not in pairs:
+            logger.warning(
+                "No answer ends with %r, so the model does not learn where to stop. Pass a `chat_template` that "
+                "writes it within {%% generation %%}, such as examples/train/llava_1_5.jinja.",
+                self.processor.tokenizer.eos_token,
+            )
+        self.expects_ends = False
 
     def draw_num_visual_tokens(self, record_ids: list[str]) -> list[int]:
         """

@@ -1,0 +1,81 @@
+r"""
+Makes a LLaVA elastic: it answers at any number of visual tokens up to M, with the LLaVA itself as its teacher.
+
+    accelerate launch --config_file examples/train/accelerate/ddp.yaml \
+        examples/train/elasticize.py examples/train/elasticize_7b.yaml --llava_name_or_path llava-hf/llava-1.5-7b-hf
+
+Stage 0 fits the new query transformer to the LLaVA's projector, without the decoder; it logs to `fit` in the output
+folder. Then query transformer and adapters of the decoder learn what the LLaVA says of all its tokens. The LLaVA is
+held once: vision tower and decoder are the model's own. Called again with the same folder, it goes on from the last
+checkpoint. The whole model, adapters merged, ends up in `model` there, but for a decoder in 4 bits.
+"""
+
+from pathlib import Path
+
+from finetune import LoraArguments, add_adapters, in_4bit
+from transformers import TrainingArguments, set_seed
+
+from mqt_llava.training import (
+    MQTLlavaTrainer,
+    MQTLlavaTrainingArguments,
+    ProjectorFitTrainer,
+    build_collator,
+    last_complete_checkpoint,
+)
+from mqt_llava.training.arguments import DataArguments, ElasticArguments, parse_arguments
+from mqt_llava.training.assemble import load_conversations, load_elastic, read_chat_template
+
+
+SHARED = ("seed", "bf16", "use_cpu", "report_to", "disable_tqdm", "dataloader_num_workers", "logging_steps")
+
+
+def fit(llava, model, processor, dataset, elastic_args: ElasticArguments, args: MQTLlavaTrainingArguments) -> None:
+    """Stage 0."""
+    fit_args = TrainingArguments(
+        str(Path(args.output_dir) / "fit"),
+        max_steps=elastic_args.fit_steps,
+        per_device_train_batch_size=elastic_args.fit_batch_size,
+        learning_rate=elastic_args.fit_learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,  # of all
+        save_strategy="no",
+        **{name: getattr(args, name) for name in SHARED},
+    )
+    trainer = ProjectorFitTrainer(
+        model, fit_args, teacher=llava, processor=processor, order=elastic_args.fit_order, train_dataset=dataset
+    )
+    trainer.train()
+    trainer.save_state()
+
+
+def main(argv: list[str] | None = None):
+    elastic_args, data_args, lora_args, args = parse_arguments(
+        ElasticArguments, DataArguments, LoraArguments, MQTLlavaTrainingArguments, argv=argv
+    )
+    set_seed(args.seed)
+    quantization = {"quantization_config": in_4bit("multi_modal_projector")} if lora_args.load_in_4bit else {}
+    llava, model, processor = load_elastic(elastic_args, **quantization)
+    dataset, last_checkpoint = load_conversations(data_args), last_complete_checkpoint(args.output_dir)
+    if elastic_args.fit_steps and last_checkpoint is None:
+        fit(llava, model, processor, dataset, elastic_args, args)
+    if lora_args.lora_rank:
+        model = add_adapters(model, lora_args, args.trained_parts)
+    collator = build_collator(
+        processor,
+        data_args.budget,
+        chat_template=read_chat_template(data_args),
+        max_length=data_args.max_length,
+        seed=args.seed,
+    )
+    teacher = llava if args.distillation == "llava" else None
+    trainer = MQTLlavaTrainer(model, args, collator, teacher=teacher, train_dataset=dataset)
+    trainer.train(resume_from_checkpoint=last_checkpoint)
+    trainer.save_model()
+    if trainer.is_world_process_zero() and not lora_args.load_in_4bit:
+        whole = model.merge_and_unload() if lora_args.lora_rank else model
+        whole.save_pretrained(Path(args.output_dir) / "model")
+        processor.save_pretrained(Path(args.output_dir) / "model")
+
+
+if __name__ == "__main__":
+    main()
