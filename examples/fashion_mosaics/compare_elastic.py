@@ -52,8 +52,16 @@ VARIANTS = {
 }
 
 
-def flops(trainer, num_batches: int = 16, batch_size: int = 16) -> float:
-    """Of the whole training, forward and backward: from batches of fewer conversations, spread over its steps."""
+def flops(trainer, *models, num_batches: int = 16, batch_size: int = 16) -> float:
+    """
+    Of the whole training, forward and backward, as FlopCounterMode counts them: from batches of fewer conversations,
+    spread over its steps.
+
+    Args:
+        models: That are run. Their attention is counted where it is plain products.
+    """
+    for model in models:
+        model.set_attn_implementation("eager")
     args, dataset = trainer.args, trainer.train_dataset
     with FlopCounterMode(display=False) as counter:
         for number in range(num_batches):
@@ -92,8 +100,9 @@ def plan(name: str, total: float, flags: list) -> tuple[list, dict[str, float]]:
 
     args = parse(ElasticTrainingArguments, with_steps(1600))
     first, build_trainer = build_trainers(args)
-    fit = flops(first) if first else 0
-    one_step = flops(build_trainer()) / args.max_steps
+    fit = flops(first, first.model.teacher.base) if first else 0
+    trainer = build_trainer()
+    one_step = flops(trainer, trainer.model, *[trainer.teacher.llava] * bool(trainer.teacher)) / args.max_steps
     steps = int((total - fit) / one_step)
     return with_steps(steps), {"fit_flops": fit, "flops": steps * one_step}
 
@@ -107,7 +116,8 @@ def main():
 
     flags = ["--use_cpu", "true"] if args.device == "cpu" else []
     flags += ["--data_folder", args.data_folder, *args.train_flags]
-    whole = flops(build_llava_trainer(parse(LlavaTrainingArguments, flags)))
+    trainer = build_llava_trainer(parse(LlavaTrainingArguments, flags))
+    whole = flops(trainer, trainer.model)
 
     def run(name: str, seed: int) -> dict:
         folder = args.output / f"{name}-{seed}"

@@ -22,7 +22,7 @@ from transformers import (
 
 from mqt_llava import MQTLlavaConfig, QueCCLlavaConfig
 from mqt_llava.training import BudgetCollator, FixedBudget, MQTLlavaTrainingArguments, parse_budget
-from mqt_llava.training.arguments import DataArguments, ModelArguments, parse_arguments
+from mqt_llava.training.arguments import DataArguments, ElasticArguments, ModelArguments, parse_arguments
 from mqt_llava.training.assemble import build_processor, load_conversations, load_model_and_processor
 from mqt_llava.training.checkpoints import save_trained_parts
 from tests.builders.configs import TEXT_CONFIG, VISION_CONFIG
@@ -79,7 +79,11 @@ def test_what_is_not_said_is_as_the_configs_have_it():
 
 
 def test_every_argument_has_help():
-    assert all(argument.metadata["help"] for one in (ModelArguments, DataArguments) for argument in fields(one))
+    assert all(
+        argument.metadata["help"]
+        for one in (ElasticArguments, ModelArguments, DataArguments)
+        for argument in fields(one)
+    )
 
 
 # The recipes' own files
@@ -112,6 +116,18 @@ def test_ready_settings(path, recipe):
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps * (1 if "qlora" in path else 8) == (
         256 if recipe == "pretrain" else 128
     )
+
+
+@pytest.mark.parametrize("path", ["elasticize_7b.yaml", "elasticize_7b_qlora.yaml"])
+def test_ready_settings_of_an_elastic_llava(path):
+    classes = (ElasticArguments, DataArguments, load_recipe("finetune").LoraArguments, MQTLlavaTrainingArguments)
+    elastic, data, lora, args = parse_arguments(*classes, argv=[str(RECIPES / path), "--use_cpu", "true"])
+    (budget,) = parse_budget(data.budget)
+    assert set(budget.weights) == set(range(1, elastic.max_visual_tokens + 1))
+    assert args.distillation == "llava" and elastic.fit_order == "coarse_to_fine" and elastic.fit_steps == 2000
+    assert lora.load_in_4bit == ("qlora" in path) and lora.lora_rank == 64
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 64 and args.max_steps == 2000
+    assert (REPOSITORY / data.chat_template).is_file()
 
 
 def test_four_bits_need_adapters():
