@@ -102,7 +102,8 @@ def plan(name: str, total: float, flags: list) -> tuple[list, dict[str, float]]:
     first, build_trainer = build_trainers(args)
     fit = flops(first, first.model.teacher.base) if first else 0
     trainer = build_trainer()
-    one_step = flops(trainer, trainer.model, *[trainer.teacher.llava] * bool(trainer.teacher)) / args.max_steps
+    models = [trainer.model] if trainer.teacher is None else [trainer.model, trainer.teacher.llava]
+    one_step = flops(trainer, *models) / args.max_steps
     steps = int((total - fit) / one_step)
     return with_steps(steps), {"fit_flops": fit, "flops": steps * one_step}
 

@@ -1,13 +1,11 @@
 """The scripts in examples/, with the embedded checkpoint and without the dataset."""
 
-import gzip
 import json
 import re
 import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,18 +14,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from tests.builders.paths import CHECKPOINT, PICTURES, REPOSITORY
 from tests.builders.scripts import load_script
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    """Four files like Fashion-MNIST's, with noise for photos."""
-    folder, rng = tmp_path_factory.mktemp("dataset"), np.random.default_rng(0)
-    for split in ("train", "t10k"):
-        images = rng.integers(0, 256, (100, 28, 28), dtype=np.uint8)
-        (folder / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + images.tobytes()))
-        labels = np.arange(100, dtype=np.uint8) % 10
-        (folder / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + labels.tobytes()))
-    return folder
 
 
 def test_demo_prints_answers_and_saves_a_picture(tmp_path):
