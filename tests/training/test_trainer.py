@@ -52,12 +52,13 @@ def image_rows(rows):
     return [row for row in rows if row["images"]]
 
 
-def build_trainer(model, processor, rows, output_dir, budget=None, **kwargs):
+def build_trainer(model, processor, rows, output_dir, budget=None, compute_loss_func=None, **kwargs):
     settings = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1}
     settings |= {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
     args = MQTLlavaTrainingArguments(output_dir=str(output_dir), **{**settings, **kwargs})
     collator = BudgetCollator(processor, budget or UniformBudget(1, 16), seed=args.seed)
-    return MQTLlavaTrainer(model, args, collator, train_dataset=ConversationDataset(rows))
+    dataset = ConversationDataset(rows)
+    return MQTLlavaTrainer(model, args, collator, train_dataset=dataset, compute_loss_func=compute_loss_func)
 
 
 @pytest.mark.parametrize(
@@ -284,3 +285,24 @@ class TestCheckpoints:
         trainer = build_trainer(model, embedded_processor, rows, tmp_path)
         with pytest.raises(ValueError, match="holds no complete checkpoint"):
             trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_loss_of_ones_own_is_logged_by_number_as_well(model, embedded_processor, rows, tmp_path):
+    def cross_entropy(outputs, labels, num_items_in_batch):
+        losses = torch.nn.functional.cross_entropy(outputs.logits[:, :-1].mT, labels[:, 1:], reduction="sum")
+        return losses / num_items_in_batch
+
+    histories = []
+    for loss in (None, cross_entropy):
+        trainer = build_trainer(copy.deepcopy(model), embedded_processor, rows, tmp_path, compute_loss_func=loss)
+        trainer.train()
+        histories.append(trainer.state.log_history[0])
+    names = [name for name in histories[0] if name.startswith("loss")]
+    assert len(names) > 1
+    for name in names:
+        assert float(histories[1][name]) == pytest.approx(float(histories[0][name]), rel=1e-4), name
+
+
+def test_smoothed_labels_are_refused():
+    with pytest.raises(ValueError, match="`label_smoothing_factor` is 0.1, but must be 0"):
+        MQTLlavaTrainingArguments(label_smoothing_factor=0.1)

@@ -50,7 +50,8 @@ class MQTLlavaTrainingArguments(TrainingArguments):
             largest number learns from the labels alone, whatever the weight.
 
     Raises:
-        ValueError: `distillation` is unknown, the temperature not positive or the weight negative.
+        ValueError: `distillation` is unknown, the temperature not positive or the weight negative, or labels are
+            smoothed.
     """
 
     remove_unused_columns: bool = False
@@ -83,6 +84,12 @@ class MQTLlavaTrainingArguments(TrainingArguments):
         if not (self.cross_entropy_weight >= 0 and math.isfinite(self.cross_entropy_weight)):
             raise ValueError(
                 f"`cross_entropy_weight` is {self.cross_entropy_weight}, but must be 0 or a positive number."
+            )
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"`label_smoothing_factor` is {self.label_smoothing_factor}, but must be 0: transformers' Trainer "
+                "smooths each label with the logits of its own place instead of those before it, for all but causal "
+                "language models without images."
             )
         super().__post_init__()
 
@@ -199,7 +206,8 @@ class MQTLlavaTrainer(Trainer):
         if num_items_in_batch is not None:
             num_items_in_batch = num_items_in_batch.clamp(min=1)  # no answer may have fitted into `max_length`
         with nullcontext() if self.teacher is None else self.teacher.watch_images():
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            # Of a copy, since labels are taken out for a `compute_loss_func`.
+            loss, outputs = super().compute_loss(model, {**inputs}, True, num_items_in_batch)
         if self.teacher is not None:
             target = self.teacher.answer_logits(model, teacher_prompts, pixel_values)
             loss = self._distil(loss, outputs, target, inputs, len(pixel_values), num_items_in_batch)
@@ -212,7 +220,7 @@ class MQTLlavaTrainer(Trainer):
             encoded = {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
             for prompts in nested:
                 prompts = {**prompts, "mm_encoder_outputs": encoded}
-                nested_loss, nested_outputs = super().compute_loss(model, prompts, True, num_items_in_batch)
+                nested_loss, nested_outputs = super().compute_loss(model, {**prompts}, True, num_items_in_batch)
                 if target is not None:
                     nested_loss = self._distil(
                         nested_loss, nested_outputs, target, prompts, len(pixel_values), num_items_in_batch
