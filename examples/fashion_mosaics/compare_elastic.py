@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 from compressors import CLASSES
-from studies import losses, run_all, study_parser, train_and_evaluate
+from studies import evaluate, losses, run_all, study_parser, train_and_evaluate
 from torch.utils.flop_counter import FlopCounterMode
 from train_elastic import ElasticTrainingArguments, build_trainers
 from train_llava import LlavaTrainingArguments
@@ -36,6 +36,7 @@ SANDWICH = ["--budget", "FixedBudget(1), UniformBudget(2, 15), FixedBudget(16)"]
 SQUARE = ["--budget", "WeightedBudget({1: 1, 4: 1, 16: 1})"]
 # Arguments of train_elastic.py by name. From `labels` on, each adds one thing to another.
 VARIANTS = {
+    "llava": [],  # the teacher itself, the same for every seed
     "scratch": [*SCRATCH, *UNIFORM],
     "scratch_whole": [*SCRATCH, *UNIFORM],  # with the FLOPs of the LLaVA's own training besides
     "labels": UNIFORM,
@@ -121,6 +122,8 @@ def main():
     whole = flops(trainer, trainer.model)
 
     def run(name: str, seed: int) -> dict:
+        if name == "llava":
+            return {"variant": name, "seed": seed, "evaluation": evaluate(args, args.llava, args.output / name, [])}
         folder = args.output / f"{name}-{seed}"
         path = folder / "plan.json"
         if not path.exists():  # a run that goes on keeps its plan

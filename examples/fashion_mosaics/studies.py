@@ -42,20 +42,22 @@ def train_and_evaluate(
     Returns:
         The trainer's last state and the figures of evaluate.py.
     """
-    evaluation = folder / "evaluation.json"
-    if not evaluation.exists():
+    if not (folder / "evaluation.json").exists():
         shared = ["--data_folder", args.data_folder, "--disable_tqdm", "true"]
         shared += ["--use_cpu", "true"] if args.device == "cpu" else []
         call(script, ["--output_dir", folder, *shared, *flags], folder, args.threads)
-        shared = ["--mosaics", args.mosaics, "--device", args.device, "--data-folder", args.data_folder]
-        call(
-            "evaluate.py",
-            ["--model", folder, "--output", evaluation, *shared, *evaluation_flags],
-            folder,
-            args.threads,
-        )
+    results = evaluate(args, folder, folder, evaluation_flags)
     states = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
-    return json.loads(states[-1].read_text()), json.loads(evaluation.read_text())["results"]
+    return json.loads(states[-1].read_text()), results
+
+
+def evaluate(args: argparse.Namespace, model: Path, folder: Path, flags: list) -> dict:
+    """What evaluate.py measures of a model, or has measured; it stands in a folder of the study."""
+    path = folder / "evaluation.json"
+    if not path.exists():
+        flags = [*flags, "--mosaics", args.mosaics, "--data-folder", args.data_folder, "--device", args.device]
+        call("evaluate.py", [*flags, "--model", model, "--output", path], folder, args.threads)
+    return json.loads(path.read_text())["results"]
 
 
 def call(script: str, arguments: list, folder: Path, threads: int) -> None:

@@ -1,0 +1,109 @@
+"""
+Tables and figure of what compare_elastic.py has measured:
+
+    python examples/fashion_mosaics/compare_elastic_report.py
+
+Prints the tables of docs/elasticize.md and writes `docs/images/elastic.png`. Means over the seeds; where there are
+several, with the 95% interval of Student's t.
+"""
+
+import argparse
+import math
+import statistics
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from compare_report import BLUE, ORANGE, QUESTIONS, REPOSITORY, read_accuracies
+
+
+M = 16
+SQUARES = (1, 4, 16)
+GREEN, GRAY = "#009E73", "#555555"
+# Quantiles of Student's t at 97.5%, by degrees of freedom.
+T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def interval(values: list[float]) -> float:
+    """Half the width of the 95% interval of the mean; NaN for one value."""
+    if len(values) < 2:
+        return math.nan
+    return T_975[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def cell(values: list[float]) -> str:
+    if not values:
+        return ""
+    text = f"{statistics.mean(values):.1f}"
+    return text if len(values) < 2 else f"{text} ± {interval(values):.1f}"
+
+
+def differences(accuracies: dict, first: tuple[str, int], second: tuple[str, int], kind: str) -> list[float]:
+    """Of the accuracies of two variants, each at its m, seed by seed."""
+    ours, theirs = (accuracies.get((variant, kind, budget), []) for variant, budget in (first, second))
+    return [one - other for one, other in zip(ours, theirs)]
+
+
+def print_table(head: list[str], rows: list[list[str]]) -> None:
+    print(f"\n| {' | '.join(head)} |\n|---|{'---|' * (len(head) - 1)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def draw(accuracies: dict, best: str, path: Path) -> None:
+    figure, axes = plt.subplots(2, 3, figsize=(9, 5.2), sharex=True, sharey=True, layout="constrained")
+    for axis, (kind, question) in zip(axes.flat, QUESTIONS.items()):
+        axis.axhline(
+            statistics.mean(accuracies["llava", kind, 64]), color=GRAY, linestyle=":", label="LLaVA, 64 tokens"
+        )
+        for label, color, marker, points in (
+            ("one elastic model", BLUE, "o-", [(best, m) for m in (1, 2, 4, 8, 16)]),
+            ("an elastic model's means for one m", ORANGE, "s", [(f"qt_{m}", m) for m in SQUARES]),
+            ("average pooling", GREEN, "^--", [("average_pooling", m) for m in SQUARES]),
+            ("image scaled down", GRAY, "v--", [("scaled_image", m) for m in SQUARES]),
+        ):
+            values = {m: accuracies[variant, kind, m] for variant, m in points if (variant, kind, m) in accuracies}
+            means = [statistics.mean(each) for each in values.values()]
+            errors = [0 if len(each) < 2 else interval(each) for each in values.values()]
+            axis.errorbar(list(values), means, errors, fmt=marker, color=color, capsize=3, label=label, markersize=5)
+        axis.set_title(question, fontsize=10)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks((1, 2, 4, 8, 16), ["1", "2", "4", "8", "16"])
+        axis.grid(alpha=0.3)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    figure.supxlabel("visual tokens m")
+    figure.supylabel("right answers in per cent")
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: list[str] | None = None):
+    results = REPOSITORY / "benchmarks" / "results" / "elastic.jsonl"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=results)
+    parser.add_argument("--figure", type=Path, default=REPOSITORY / "docs" / "images" / "elastic.png")
+    parser.add_argument("--best", default="coarse", help="the variant that the figure shows")
+    args = parser.parse_args(argv)
+    accuracies = dict(read_accuracies(args.results))
+    variants = list(dict.fromkeys(variant for variant, _, _ in accuracies))
+    for m in SQUARES:
+        rows = [
+            [f"`{variant}`", *(cell(accuracies.get((variant, kind, m), [])) for kind in QUESTIONS)]
+            for variant in variants
+            if any((variant, kind, m) in accuracies for kind in QUESTIONS)
+        ]
+        print_table([f"m = {m}", *QUESTIONS], rows)
+    elastic = [variant for variant in variants if (variant, "list", 2) in accuracies]
+    rows = []
+    for variant in elastic:
+        for name, m, other in (
+            *((f"LLaVA at m = {m}", m, ("llava", 64)) for m in (M, M // 4)),
+            *((f"`qt_{m}`", m, (f"qt_{m}", m)) for m in SQUARES),
+        ):
+            pairs = [differences(accuracies, (variant, m), other, kind) for kind in QUESTIONS]
+            if all(pairs):
+                rows.append([f"`{variant}` - {name}", *map(cell, pairs)])
+    print_table(["difference", *QUESTIONS], rows)
+    draw(accuracies, args.best, args.figure)
+
+
+if __name__ == "__main__":
+    main()
