@@ -11,6 +11,7 @@ already are not repeated, and those that were stopped go on.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from compressors import CLASSES
@@ -106,6 +107,8 @@ def plan(name: str, total: float, flags: list) -> tuple[list, dict[str, float]]:
     models = [trainer.model] if trainer.teacher is None else [trainer.model, trainer.teacher.llava]
     one_step = flops(trainer, *models) / args.max_steps
     steps = int((total - fit) / one_step)
+    if steps < 1:
+        sys.exit(f"--share: {name} would not make a step beside its stage 0.")
     return with_steps(steps), {"fit_flops": fit, "flops": steps * one_step}
 
 
@@ -125,12 +128,14 @@ def main():
         if name == "llava":
             return {"variant": name, "seed": seed, "evaluation": evaluate(args, args.llava, args.output / name, [])}
         folder = args.output / f"{name}-{seed}"
-        path = folder / "plan.json"
-        if not path.exists():  # a run that goes on keeps its plan
-            folder.mkdir(parents=True, exist_ok=True)
+        path = args.output / f"{name}.json"
+        if not path.exists():  # the same for every seed, and when a run goes on
             total = (args.share + (name == "scratch_whole")) * whole
-            write_atomically(path, json.dumps(plan(name, total, [*flags, "--llava", str(args.llava)])))
+            arguments, counted = plan(name, total, [*flags, "--llava", str(args.llava)])
+            write_atomically(path, json.dumps([arguments, {**counted, "share": args.share}]))
         arguments, counted = json.loads(path.read_text())
+        if counted["share"] != args.share or arguments[arguments.index("--llava") + 1] != str(args.llava):
+            sys.exit(f"{path} was made for another --share or --llava: take another --output.")
         budgets = [name.removeprefix("qt_")] if name.startswith("qt_") else BUDGETS
         compressor = ["--compressor", name] if name in CLASSES else []
         state, evaluation = train_and_evaluate(
@@ -150,6 +155,7 @@ def main():
             "evaluation": evaluation,
         }
 
+    args.output.mkdir(parents=True, exist_ok=True)
     run_all(args, VARIANTS, run, llava_flops=whole)
 
 

@@ -52,28 +52,37 @@ def main(argv: list[str] | None = None):
     elastic_args, data_args, lora_args, args = parse_arguments(
         ElasticArguments, DataArguments, LoraArguments, MQTLlavaTrainingArguments, argv=argv
     )
+    learns_in_full = "language_model" in args.trained_parts and not lora_args.lora_rank
+    if args.distillation == "llava" and learns_in_full:
+        raise ValueError(
+            "`trained_parts` names language_model and `lora_rank` is 0: the decoder would change the LLaVA that it "
+            "learns from. Set `lora_rank`, or leave it out of `trained_parts`."
+        )
     set_seed(args.seed)
     quantization = {"quantization_config": in_4bit("multi_modal_projector")} if lora_args.load_in_4bit else {}
     llava, model, processor = load_elastic(elastic_args, **quantization)
+    if args.bf16:
+        # What is new learns in float32: a step is too small to move its layer norms in bfloat16.
+        model.model.resampler.float()
+    template = read_chat_template(data_args)
+    collator = build_collator(
+        processor, data_args.budget, chat_template=template, max_length=data_args.max_length, seed=args.seed
+    )
     dataset, last_checkpoint = load_conversations(data_args), last_complete_checkpoint(args.output_dir)
     if elastic_args.fit_steps and last_checkpoint is None:
         fit(llava, model, processor, dataset, elastic_args, args)
     if lora_args.lora_rank:
         model = add_adapters(model, lora_args, args.trained_parts)
-    collator = build_collator(
-        processor,
-        data_args.budget,
-        chat_template=read_chat_template(data_args),
-        max_length=data_args.max_length,
-        seed=args.seed,
-    )
     teacher = llava if args.distillation == "llava" else None
     trainer = MQTLlavaTrainer(model, args, collator, teacher=teacher, train_dataset=dataset)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ValueError("The model that is saved would be in pieces: run this with DDP or in one process.")
     trainer.train(resume_from_checkpoint=last_checkpoint)
     trainer.save_model()
     if trainer.is_world_process_zero() and not lora_args.load_in_4bit:
         whole = model.merge_and_unload() if lora_args.lora_rank else model
-        whole.save_pretrained(Path(args.output_dir) / "model")
+        whole.to(llava.dtype).save_pretrained(Path(args.output_dir) / "model")
+        processor.chat_template = template or processor.chat_template
         processor.save_pretrained(Path(args.output_dir) / "model")
 
 

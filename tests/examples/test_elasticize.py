@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 from tests.builders.llavas import save_llava
@@ -44,6 +46,7 @@ def test_a_llava_becomes_elastic(llava, lora):
     )
     source = LlavaForConditionalGeneration.from_pretrained(llava).state_dict()
     changed = {name for name, value in model.state_dict().items() if name in source and not source[name].equal(value)}
+    assert processor.chat_template == TEMPLATE.read_text()
     assert bool(changed) == (lora is LORA) and all("language_model.layers" in name for name in changed)
     chat = [{"role": "user", "content": [{"type": "image", "image": Image.open(PICTURES / "mosaic_0.png")}]}]
     for m in (1, 16):
@@ -56,6 +59,17 @@ def test_a_llava_becomes_elastic(llava, lora):
         )
 
 
+def test_in_bfloat16_what_is_new_learns_in_float32(llava):
+    """The layer norms, too, which start at 1; saved is what was loaded."""
+    options = ["--dtype", "bfloat16", "--bf16", "true", "--fit_steps", 6, "--fit_learning_rate", 3e-3]
+    folder = elasticize(llava, *options, "--trained_parts", "resampler")
+    weights = load_file(folder / "model" / "model.safetensors")
+    assert {weight.dtype for name, weight in weights.items() if "positions" not in name} == {torch.bfloat16}
+    trained = load_file(folder / "trained_parts.safetensors")
+    norm = trained["model.resampler.ln_v.weight"]
+    assert norm.dtype == torch.float32 and (norm != 1).any()
+
+
 def test_called_again_it_goes_on_without_stage_0(llava):
     folder = elasticize(llava, *LORA)
     before = (folder / "fit" / "trainer_state.json").stat().st_mtime_ns
@@ -66,7 +80,7 @@ def test_called_again_it_goes_on_without_stage_0(llava):
 
 def test_in_4_bits_what_was_trained_is_saved(llava):
     pytest.importorskip("bitsandbytes")
-    folder = elasticize(llava, *QLORA)
+    folder = elasticize(llava, *QLORA, "--dtype", "bfloat16", "--bf16", "true")
     assert (folder / "adapter_model.safetensors").exists() and not (folder / "model").exists()
 
 
@@ -74,12 +88,13 @@ def test_in_4_bits_what_was_trained_is_saved(llava):
     "arguments, message",
     [
         (["--fit_steps", -1], "`fit_steps` is -1, but must be 0 or more"),
-        (["--fit_order", "spiral"], "`order` is 'spiral', but must be one of raster, coarse_to_fine"),
-        (["--chat_template", "nowhere.jinja"], "`chat_template` is 'nowhere.jinja', but must be a Jinja file"),
-        (["--trained_parts", "language_model"], "`teacher` shares its language_model with the model"),
+        (["--fit_order", "spiral"], "`fit_order` is 'spiral', but must be one of raster, coarse_to_fine"),
+        (["--chat_template", "nowhere.jinja", *LORA], "`chat_template` is 'nowhere.jinja', but must be a Jinja file"),
+        (["--trained_parts", "language_model"], "`trained_parts` names language_model and `lora_rank` is 0"),
+        (["--budget", "UniformBudget(1, 17)", *LORA], "`budget` draws up to 17 visual tokens"),
     ],
 )
-def test_bad_arguments_are_named(llava, arguments, message):
+def test_bad_arguments_are_named_before_stage_0(llava, arguments, message):
     with pytest.raises(ValueError, match=message):
         elasticize(llava, *arguments)
-    assert not list(llava.parent.glob("out/*.safetensors"))
+    assert not (llava.parent / "out" / "fit").exists()

@@ -363,10 +363,10 @@ def test_the_template_is_that_of_llava_but_for_the_ends_of_answers(embedded_proc
     chat = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "A bag."}]},
-        {"role": "user", "content": [{"type": "text", "text": "Sure?"}]},
+        {"role": "user", "content": [{"type": "text", "text": "No <image>?"}]},
     ]
     text = embedded_processor.apply_chat_template(chat, chat_template=LLAVA_TEMPLATE, add_generation_prompt=True)
-    assert text == "USER: <image>\nWhat? ASSISTANT: A bag.</s>USER: Sure? ASSISTANT:"
+    assert text == "USER: <image>\nWhat? ASSISTANT: A bag.</s>USER: No < image>? ASSISTANT:"
 
 
 @pytest.mark.parametrize("template, warns", [(LLAVA_TEMPLATE, False), (None, True)])

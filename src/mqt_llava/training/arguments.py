@@ -4,6 +4,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+from .query_cells import ORDERS
+
 
 @dataclass
 class LoadingArguments:
@@ -32,6 +34,8 @@ class ElasticArguments(LoadingArguments):
     def __post_init__(self) -> None:
         if self.fit_steps < 0:
             raise ValueError(f"`fit_steps` is {self.fit_steps}, but must be 0 or more.")
+        if self.fit_order not in ORDERS:
+            raise ValueError(f"`fit_order` is {self.fit_order!r}, but must be one of {', '.join(ORDERS)}.")
 
 
 @dataclass

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration, Trainer, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from ..models.modeling_mqt_llava import MQTLlavaForConditionalGeneration
+from ..models.processing_compressed_llava import load_rgb
 from ..models.processing_mqt_llava import MQTLlavaProcessor
 from .collator import blank_image
 from .query_cells import pooling_weights
@@ -20,7 +22,8 @@ from .teachers import SharedTeacher, check_is_llava
 
 class ImageCollator:
     """
-    The images of conversations, as `pixel_values`; a blank one where there are none.
+    The images of conversations, as `pixel_values`, and whether there are any, `has_images`: for text alone a blank one
+    stands in, since every process must make its pass.
 
     Args:
         processor: Of the model.
@@ -32,17 +35,19 @@ class ImageCollator:
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         images = [image for row in rows for image in read_record(row).images]
         if not images:
-            return blank_image(self.processor)
-        return {"pixel_values": self.processor.image_processor(images, return_tensors="pt")["pixel_values"]}
+            return {**blank_image(self.processor), "has_images": torch.tensor(False)}
+        images = [load_rgb(image, number) for number, image in enumerate(images)]
+        pixel_values = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixel_values, "has_images": torch.tensor(True)}
 
 
 class ProjectorFit(nn.Module):
     """
-    The query transformer with its loss: the share of the targets' variance that it leaves unexplained, 1 for a guess
-    that is always their mean.
+    The query transformer with its loss: the mean squared error of its tokens, as a share of the variance of the
+    projector's tokens over all patches of the batch.
 
     Args:
-        model: Whose query transformer learns. Its queries are moved to the cells that they are to stand for.
+        model: Whose query transformer learns.
         llava: Whose projector gives the targets, from the patches of the model's own vision tower.
         processor: Of the model.
         order: Of the cells, a name in [`ORDERS`].
@@ -56,30 +61,35 @@ class ProjectorFit(nn.Module):
         order: str,
     ):
         super().__init__()
-        self.resampler = model.model.resampler
+        self.resampler = model.model.resampler.requires_grad_(True)
         # No submodules: what is not trained is not saved.
         self.teacher = SharedTeacher(llava, model)
-        num_patches = self.teacher.num_visual_tokens(blank_image(processor)["pixel_values"])
-        query = self.resampler.query
-        self.pooling = pooling_weights(order, len(query), math.isqrt(num_patches))
-        with torch.no_grad():
-            centres = self.pooling.to(query) @ self.resampler.patch_positions(num_patches)
-            query += centres - self.resampler.query_positions.to(query)
+        self.num_patches = self.teacher.num_visual_tokens(blank_image(processor)["pixel_values"])
+        self.pooling = pooling_weights(order, len(self.resampler.query), math.isqrt(self.num_patches))
 
-    def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+    @torch.no_grad()
+    def place_queries(self) -> None:
+        """Moves each query from its place in the raster to the middle of its cell."""
+        query = self.resampler.query
+        centres = self.pooling.to(query) @ self.resampler.patch_positions(self.num_patches)
+        query += centres - self.resampler.query_positions.to(query)
+
+    def forward(self, pixel_values: torch.Tensor, has_images: torch.Tensor) -> dict[str, torch.Tensor]:
         with torch.no_grad():
             _, (patches,) = self.teacher.base.model.encode_patches(pixel_values)
             tokens = self.teacher.projector(patches).float()
-            targets = self.pooling.to(tokens) @ tokens
-        error = (self.resampler(patches).float() - targets).square().sum()
-        variance = (targets - targets.mean((0, 1))).square().sum()
-        return {"loss": error / variance.clamp(min=torch.finfo(variance.dtype).tiny)}
+        visual_tokens = self.resampler(patches)
+        with torch.autocast(tokens.device.type, enabled=False):  # which would round the sums
+            error = (visual_tokens.float() - self.pooling.to(tokens) @ tokens).square().mean()
+            variance = (tokens - tokens.mean((0, 1))).square().mean()
+        return {"loss": error / variance * has_images}
 
 
 class ProjectorFitTrainer(Trainer):
     """
     Fits the query transformer of a model that was made of a LLaVA, in place, and nothing else: a stage 0, minutes
-    even at 7B, since the decoder is not run. `loss` in its logs is the share of the targets' variance that is left.
+    even at 7B, since the decoder is not run. `loss` in its logs is the mean squared error of the visual tokens, as a
+    share of the variance of the projector's tokens. `train` begins by moving the queries to their cells.
 
     Args:
         model: From `from_llava`.
@@ -91,9 +101,11 @@ class ProjectorFitTrainer(Trainer):
 
     Raises:
         TypeError: The model is no MQT-LLaVA, or the teacher no LLaVA.
-        ValueError: The projector reads other patches than the model's vision tower gives, or there is no such order.
+        ValueError: The projector reads other patches than the model's vision tower gives, there is no such order, or
+            the training is to be sharded.
     """
 
+    model: Any  # a [`ProjectorFit`]
     args: TrainingArguments
 
     def __init__(
@@ -109,10 +121,19 @@ class ProjectorFitTrainer(Trainer):
         if not isinstance(model, MQTLlavaForConditionalGeneration):
             raise TypeError(f"`model` is a {type(model).__name__}, but must be an MQTLlavaForConditionalGeneration.")
         check_is_llava(teacher)
-        model.requires_grad_(False)
-        model.model.resampler.requires_grad_(True)
         args.remove_unused_columns = False  # the collator reads them
         fit = ProjectorFit(model, teacher, processor, order)
         super().__init__(fit, args, data_collator=ImageCollator(processor), **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "Stage 0 is to be sharded by FSDP or DeepSpeed, but would leave the query transformer in pieces. It "
+                "is small: run it with DDP or in one process."
+            )
         for module in (model.model.vision_tower, fit.teacher.projector):
             module.eval().to(self.args.device)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As [`~transformers.Trainer.train`]."""
+        if not resume_from_checkpoint:
+            self.model.place_queries()
+        return super().train(resume_from_checkpoint, *args, **kwargs)

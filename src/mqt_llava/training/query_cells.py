@@ -41,7 +41,8 @@ def pooling_weights(order: str, num_queries: int, grid: int) -> torch.Tensor:
     Args:
         order: A name in `ORDERS`, each a list of cells `(side, row, column)` of the image cut into side x side.
         num_queries: M.
-        grid: Patches along one side. A cell takes all those that it touches, as `nn.AdaptiveAvgPool2d` does.
+        grid: Patches along one side. A cell takes of each patch the share that lies within it, so that four quarters
+            have the mean of their cell on any grid.
 
     Returns:
         Float32 `(num_queries, grid * grid)`, whose rows sum to 1.
@@ -52,12 +53,11 @@ def pooling_weights(order: str, num_queries: int, grid: int) -> torch.Tensor:
     if order not in ORDERS:
         raise ValueError(f"`order` is {order!r}, but must be one of {', '.join(ORDERS)}.")
 
-    def touched(side: int, index: int) -> torch.Tensor:
-        first, last = index * grid // side, -(-(index + 1) * grid // side)
-        places = torch.arange(grid)
-        return ((places >= first) & (places < last)).float()
+    def shares(side: int, index: int) -> torch.Tensor:
+        first, last = index * grid / side, (index + 1) * grid / side
+        places = torch.arange(grid, dtype=torch.float64)
+        return ((places + 1).clamp(max=last) - places.clamp(min=first)).clamp(min=0)
 
-    cells = [
-        torch.outer(touched(side, row), touched(side, column)) for side, row, column in ORDERS[order](num_queries)
-    ]
-    return torch.stack([(cell / cell.sum()).flatten() for cell in cells])
+    cells = ORDERS[order](num_queries)
+    masks = torch.stack([torch.outer(shares(side, row), shares(side, column)) for side, row, column in cells])
+    return (masks.flatten(1) / masks.sum((1, 2))[:, None]).float()

@@ -42,14 +42,16 @@ class SharedTeacher:
 
     def num_visual_tokens(self, pixel_values: torch.Tensor) -> int:
         """
-        Of an image, `(1, channels, height, width)`. The projector takes on the vision tower's device and dtype.
+        Of an image, `(1, channels, height, width)`. The projector takes on the vision tower's device and dtype, and so
+        do the layers of LLaVA's tower that the model does not have.
 
         Raises:
             ValueError: The projector reads other patches than the model's vision tower gives.
         """
         config, own, tower = self.llava.config, self.base.config, self.base.model.vision_tower
         pixel_values = pixel_values.to(tower.device, tower.dtype)
-        self.projector.to(tower.device, tower.dtype)
+        for module in (self.projector, self.llava.model.vision_tower):
+            module.to(tower.device, tower.dtype)
         layer = config.vision_feature_layer
         fits = isinstance(layer, int) or len(layer) == 1
         fits = fits and config.vision_config.hidden_size == own.vision_config.hidden_size
