@@ -13,7 +13,7 @@ from transformers import (
     AutoProcessor,
 )
 
-from .models.adaptive_decoding import AdaptiveBudget
+from .models.adaptive_budget import AdaptiveBudget
 from .models.configuration_mqt_llava import MQTLlavaConfig
 from .models.configuration_quecc_llava import QueCCLlavaConfig
 from .models.modeling_mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaModel, MQTLlavaPreTrainedModel

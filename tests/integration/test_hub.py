@@ -46,7 +46,7 @@ MODELS = Path(mqt_llava.__file__).parent / "models"
 ALL_MODEL_FILES = sorted(path.name for path in MODELS.glob("[!_]*.py"))
 # What a saved folder holds, by kind of model: no file of MQT-LLaVA's elastic generation is among QueCC-LLaVA's.
 MODEL_FILES = [name for name in ALL_MODEL_FILES if "quecc" not in name]
-QUECC_FILES = [name for name in ALL_MODEL_FILES if "mqt" not in name and name != "adaptive_decoding.py"]
+QUECC_FILES = [name for name in ALL_MODEL_FILES if "mqt" not in name and "adaptive" not in name]
 QUESTIONS = ["What is this?", "Tell me a lot more about it."]
 ASK = {"max_new_tokens": 6, "return_full_text": False}
 

@@ -7,7 +7,7 @@ before an image and of its first tokens stays right when the image gets more of 
 behind the image are processed at the next level.
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from torch import nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.generation import GenerationMode
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import logging
 
+from .adaptive_budget import AdaptiveBudget, Promise, best_logprobs, checkpoint_digest, confidence_in
 from .cache_fitting import FittedPrompt
 from .placeholders import (
     Prompt,
@@ -30,96 +32,7 @@ from .prompt_fitting import PromptFitting
 from .visual_token_cache import CachedPrompts, VisualTokenCache, has_plain_cache
 
 
-@dataclass
-class AdaptiveBudget:
-    """
-    Starts at the lowest level of visual tokens, and goes up a level as long as the model is not confident about the
-    beginning of its answer.
-
-    It is confident when each of the first `num_probed_tokens` greedy tokens has a probability of at least `confidence`
-    that is ahead of the second best one's by at least `margin`. Probabilities are the softmax of the raw logits,
-    before temperature and other processors. Tokens after the end of a short answer do not count.
-
-    Args:
-        levels (`list[int]`, *optional*): Visual tokens per image, ascending. M / 16, M / 4 and M by default.
-        confidence (`float`, defaults to 0.9): Least probability, in 0..1. At 0 the first level always suffices.
-        margin (`float`, defaults to 0.0): Least lead over the second best token, in 0..1.
-        num_probed_tokens (`int`, defaults to 1): How many tokens of the answer are looked at.
-
-    Raises:
-        TypeError, ValueError: A level is no positive integer or they do not ascend, or a number is out of its range.
-
-    ```python
-    >>> model.generate(**inputs, num_visual_tokens=AdaptiveBudget(levels=[16, 64, 256], confidence=0.9))
-    ```"""
-
-    levels: list[int] | None = None
-    confidence: float = 0.9
-    margin: float = 0.0
-    num_probed_tokens: int = 1
-
-    def __post_init__(self) -> None:
-        if self.levels is not None:
-            check_levels(self.levels)
-            self.levels = list(self.levels)
-        for name in ("confidence", "margin"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise ValueError(f"`{name}` is {value!r}, but must be a number in 0..1.")
-        if type(self.num_probed_tokens) is not int or self.num_probed_tokens < 1:
-            raise ValueError(f"`num_probed_tokens` is {self.num_probed_tokens!r}, but must be a positive integer.")
-
-    def to_dict(self) -> dict:
-        """As a `GenerationConfig` holds it, in `num_visual_tokens` or, for "auto", in `adaptive_budget`."""
-        return asdict(self)
-
-    def is_confident(self, confidence: Any, margin: Any) -> Any:
-        """
-        Whether a level suffices, by the least probability of the tokens that were looked at and their least lead.
-
-        Args:
-            confidence, margin: Numbers in 0..1, or tensors of one shape.
-
-        Returns:
-            A boolean, or a tensor of these.
-        """
-        return (confidence >= self.confidence) & (margin >= self.margin)
-
-    def levels_for(self, max_visual_tokens: int) -> list[int]:
-        """The levels, checked against M."""
-        if self.levels is None:
-            return sorted({max(1, max_visual_tokens // 16), max(1, max_visual_tokens // 4), max_visual_tokens})
-        if self.levels[-1] > max_visual_tokens:
-            raise ValueError(f"`levels` is {self.levels}, but must be in 1..{max_visual_tokens}, the model's range.")
-        return self.levels
-
-
-def check_levels(levels: list[int]) -> None:
-    if not isinstance(levels, (list, tuple)) or any(type(level) is not int for level in levels):
-        raise TypeError(f"`levels` is {levels!r}, but must be a list of integers.")
-    if not levels:
-        raise ValueError("`levels` is empty, but must hold at least one number of visual tokens.")
-    if levels[0] < 1 or any(low >= high for low, high in zip(levels, levels[1:])):
-        raise ValueError(f"`levels` is {levels}, but must be positive and ascend.")
-
-
-def resolve_budget(value: Any, calibrated: dict | None) -> Any:
-    """
-    What `num_visual_tokens` says: an [`AdaptiveBudget`] where it is one, its dict or "auto", else the value itself.
-
-    Args:
-        calibrated: The `adaptive_budget` of a generation config, which "auto" stands for.
-    """
-    if isinstance(value, str) and value == "auto":
-        value = calibrated or {}
-    if not isinstance(value, dict):
-        return value
-    if unknown := set(value) - {field.name for field in fields(AdaptiveBudget)}:
-        raise TypeError(
-            f"`num_visual_tokens` is {value!r}, but a dict must hold arguments of `AdaptiveBudget`, and "
-            f"{', '.join(map(repr, sorted(map(str, unknown))))} is none."
-        )
-    return AdaptiveBudget(**value)
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -229,12 +142,11 @@ def climb(
         if is_highest:
             stops, num_probed = [True] * len(active), 0
         else:
-            confidence, margin, num_probed = probe_answer(model, logits, mask, cache, budget, eos_token_ids)
-            stops = budget.is_confident(confidence, margin)
-            for prompt, value in zip(active, confidence.tolist()):
+            logprobs, num_probed = probe_answer(model, logits, mask, cache, budget.num_probed_tokens, eos_token_ids)
+            for prompt, value in zip(active, confidence_in(logprobs)[0].tolist()):
                 if prompt.images:
                     prompt.confidence.append(value)
-            stops = [bool(stop) or not prompt.images for stop, prompt in zip(stops, active)]
+            stops = [stop or not prompt.images for stop, prompt in zip(budget.suffices(logprobs).tolist(), active)]
         if reuse:
             length = mask.shape[1] - (not is_highest)
             for row, prompt in enumerate(active):
@@ -306,29 +218,24 @@ def probe_answer(
     logits: torch.Tensor,
     mask: torch.Tensor,
     cache: DynamicCache,
-    budget: AdaptiveBudget,
+    num_tokens: int,
     eos_token_ids: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, int]:
+) -> tuple[torch.Tensor, int]:
     """
     How sure the model is of the first tokens of its greedy answers.
 
     Returns:
-        The least probability and the least lead over the second best token, `(batch,)`, and how many tokens were added
-        to the cache for it.
+        What [`AdaptiveBudget.suffices`] looks at, `(batch, places, 2)`, and how many tokens the cache has got for it.
     """
-    confidence, margin = logits.new_ones(len(logits)).float(), logits.new_ones(len(logits)).float()
-    has_ended, num_probed = torch.zeros(len(logits), dtype=torch.bool, device=logits.device), 0
+    has_ended, places = torch.zeros(len(logits), dtype=torch.bool, device=logits.device), []
     while True:
-        best, second = logits.float().softmax(-1).topk(2).values.unbind(-1)
-        confidence = torch.where(has_ended, confidence, torch.minimum(confidence, best))
-        margin = torch.where(has_ended, margin, torch.minimum(margin, best - second))
+        places.append(best_logprobs(logits, has_ended))
         tokens = logits.argmax(-1)
         has_ended = has_ended | torch.isin(tokens, eos_token_ids)
-        if num_probed + 1 == budget.num_probed_tokens or has_ended.all():
-            return confidence, margin, num_probed
+        if len(places) == num_tokens or has_ended.all():
+            return torch.stack(places, dim=1), len(places) - 1
         mask = nn.functional.pad(mask, (0, 1), value=1)
         logits = next_token_logits(model, tokens[:, None], mask, cache, [])
-        num_probed += 1
 
 
 def take_states(cache: DynamicCache, row: int, is_kept: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -355,6 +262,8 @@ def merge_states(prompts: list[ProbedPrompt], cache: DynamicCache) -> None:
 class AdaptiveDecoding(PromptFitting):
     """`generate` with a budget that chooses a number of visual tokens for each prompt."""
 
+    _checked_promise: Promise | None = None  # the last that was compared with the weights, which takes a while
+
     def _fit_prompt(
         self, prompt: Prompt, config: GenerationConfig, num_visual_tokens: Any, kwargs: dict
     ) -> FittedPrompt:
@@ -367,6 +276,7 @@ class AdaptiveDecoding(PromptFitting):
     ) -> FittedPrompt:
         """Finds the level of visual tokens that each prompt needs, and fits the prompts to these."""
         cache, levels = kwargs.get("past_key_values"), budget.levels_for(self.config.max_visual_tokens)
+        self._check_promise(budget.promise, config)
         is_filled = cache is not None and cache.get_seq_length() > 0
         if prompt.ids is None or kwargs.get("inputs_embeds") is not None or is_filled:
             raise ValueError(
@@ -412,6 +322,22 @@ class AdaptiveDecoding(PromptFitting):
             "visual_tokens_processed": ids.new_tensor([entry.num_processed for entry in probed]),
         }
         return fitted
+
+    def _check_promise(self, promise: Promise | None, config: GenerationConfig) -> None:
+        """Warns, once, where a budget is used otherwise than as it was calibrated."""
+        if promise is None:
+            return
+        if config.do_sample or config.num_beams > 1:
+            logger.warning_once(
+                "What the adaptive budget promises holds for greedy answers, not for sampling or beams."
+            )
+        if promise != self._checked_promise:
+            self._checked_promise = promise
+            if promise.checkpoint != checkpoint_digest(self):
+                logger.warning(
+                    f"The adaptive budget was calibrated for other weights (digest {promise.checkpoint}): what it "
+                    "promises does not hold for these. Calibrate it again."
+                )
 
     def _fit_to_levels(
         self,

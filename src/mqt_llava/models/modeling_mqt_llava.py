@@ -21,7 +21,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
-from .adaptive_decoding import AdaptiveBudget, AdaptiveDecoding, resolve_budget
+from .adaptive_budget import AdaptiveBudget, resolve_budget
+from .adaptive_decoding import AdaptiveDecoding
 from .configuration_compressed_llava import check_num_visual_tokens, plain_numbers
 from .configuration_mqt_llava import MQTLlavaConfig
 from .model_card import CardTexts

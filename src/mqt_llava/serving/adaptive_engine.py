@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..models.adaptive_decoding import AdaptiveBudget
+from ..models.adaptive_budget import NUM_BEST, AdaptiveBudget
 from .probing import NAME, ServedModel, split_number, suffices
 
 
@@ -67,7 +67,7 @@ def climb(
     """The level that suffices for each prompt, 0 without an image."""
     from vllm import SamplingParams
 
-    probe = SamplingParams(temperature=0, max_tokens=budget.num_probed_tokens, logprobs=2, detokenize=False)
+    probe = SamplingParams(temperature=0, max_tokens=budget.num_probed_tokens, logprobs=NUM_BEST, detokenize=False)
     chosen = [levels[-1] if num_images(prompt) else 0 for prompt in prompts]
     undecided = [index for index, level in enumerate(chosen) if level]
     for level in levels[:-1]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..models.adaptive_decoding import AdaptiveBudget
+from ..models.adaptive_budget import NUM_BEST, AdaptiveBudget
 from ..models.configuration_compressed_llava import check_num_visual_tokens
 from .probing import NAME, ServedModel, split_number
 
@@ -46,7 +46,7 @@ GREEDY = {
     "presence_penalty": 0,
     "frequency_penalty": 0,
     "logprobs": True,
-    "top_logprobs": 2,
+    "top_logprobs": NUM_BEST,
 }
 
 

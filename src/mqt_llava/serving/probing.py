@@ -3,10 +3,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp
 from typing import Any
 
-from ..models.adaptive_decoding import AdaptiveBudget, resolve_budget
+import torch
+
+from ..models.adaptive_budget import NUM_BEST, AdaptiveBudget, resolve_budget
 
 
 NAME = "num_visual_tokens"
@@ -46,7 +47,7 @@ class ServedModel:
             model_config: vLLM's `ModelConfig`.
 
         Raises:
-            ValueError: The model is no MQT-LLaVA, or the engine does not give two tokens' log-probabilities.
+            ValueError: The model is no MQT-LLaVA, or the engine gives too few log-probabilities.
         """
         if model_config.hf_config.model_type != "mqt_llava":
             raise ValueError(
@@ -57,10 +58,10 @@ class ServedModel:
                 f"An adaptive `{NAME}` needs probabilities, but vLLM runs with `--logprobs-mode "
                 f"{model_config.logprobs_mode}`."
             )
-        if model_config.max_logprobs in (0, 1):
+        if 0 <= model_config.max_logprobs < NUM_BEST:
             raise ValueError(
-                f"An adaptive `{NAME}` needs the probabilities of two tokens, but vLLM runs with `--max-logprobs "
-                f"{model_config.max_logprobs}`."
+                f"An adaptive `{NAME}` needs the probabilities of {NUM_BEST} tokens, but vLLM runs with "
+                f"`--max-logprobs {model_config.max_logprobs}`."
             )
         generation_config = model_config.try_get_generation_config()
         return cls(model_config.hf_config.max_visual_tokens, generation_config.get("adaptive_budget"))
@@ -86,7 +87,5 @@ def suffices(budget: AdaptiveBudget, logprobs: list[list[float]]) -> bool:
         logprobs: For each token of the probe, up to the one that ended it if any did, the natural logarithms of the
             two likeliest tokens' probabilities. A probe without tokens is no reason to stop.
     """
-    likeliest = [sorted(map(exp, place), reverse=True) for place in logprobs]
-    confidence = min((best for best, *_ in likeliest), default=0.0)
-    margin = min((best - second for best, second, *_ in likeliest), default=0.0)
-    return bool(logprobs) and budget.is_confident(confidence, margin)
+    best = [sorted(place, reverse=True)[:NUM_BEST] for place in logprobs]
+    return bool(best) and bool(budget.suffices(torch.tensor(best)))

@@ -50,7 +50,7 @@ class Record:
         ]
 
 
-def read_record(row: dict, image_folder: Path | None = None) -> Record:
+def read_record(row: dict, image_folder: Path | None = None, needs_answer: bool = True) -> Record:
     """
     The record that a row of either format holds.
 
@@ -58,6 +58,7 @@ def read_record(row: dict, image_folder: Path | None = None) -> Record:
         row: `conversations` with `from` and `value`, and `image`, a path or a list of paths; or `messages` with `role`
             and `content`, and `images`. Without `id`, a digest of the texts takes its place.
         image_folder: Where relative paths start.
+        needs_answer: Whether a conversation without one is refused.
 
     Raises:
         RecordError: An unknown role, no answer, no text, or another number of images than the messages show.
@@ -72,8 +73,8 @@ def read_record(row: dict, image_folder: Path | None = None) -> Record:
     while messages and messages[0]["role"] == "assistant":
         messages.pop(0)
     roles = [message["role"] for message in messages]
-    if "user" not in roles or "assistant" not in roles[roles.index("user") :]:
-        raise RecordError("no message is an answer to another")
+    if "user" not in roles or needs_answer and "assistant" not in roles[roles.index("user") :]:
+        raise RecordError("no message is an answer to another" if needs_answer else "no message is a user's")
 
     images = images if isinstance(images, (list, tuple)) else [] if images is None else [images]
     blocks = [block for message in messages for block in message["content"] if block["type"] == "image"]

@@ -1,0 +1,116 @@
+"""What a calibration found, for a person to read: a dict that goes into JSON, and a figure of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..visualization.extra import import_extra
+from .calibration import Calibration, Point
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_POINTS = 200  # of the curve
+# Of the palette of Okabe and Ito.
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+
+
+def to_pair(point: Point) -> list[float]:
+    return [round(point.mean_tokens, 3), round(point.accuracy, 4)]
+
+
+def report(calibration: Calibration) -> dict[str, Any]:
+    """
+    Args:
+        calibration: Of [`calibrate`].
+
+    Returns:
+        `budget`, with its `promise`, and `num_missing` prompts for one; `chosen`, the `curve` of all thresholds,
+        `fixed` numbers and the `oracle` as pairs of mean visual tokens and the share of right answers;
+        `share_at_levels`, the share of prompts that stop at each; and `too_early`, the prompts whose answer is worse
+        than at M.
+    """
+    budget = calibration.budget
+    assert budget is not None, "a calibration has a budget"
+    # M alone: no confidence is enough.
+    stops = calibration.stops(budget.confidence if budget.levels == calibration.levels else float("inf"))
+    too_early, curve = calibration.is_too_early(stops).nonzero().flatten().tolist(), calibration.curve()
+    return {
+        "budget": budget.to_dict(),
+        "num_missing": calibration.num_missing,
+        "num_prompts": len(stops),
+        "chosen": to_pair(calibration.point(stops)),
+        "curve": [to_pair(point) for point in curve[:: max(1, len(curve) // MOST_POINTS)]],
+        "fixed": [to_pair(point) for point in calibration.at_levels()],
+        "oracle": to_pair(calibration.oracle()),
+        "share_at_levels": {
+            str(level): (stops == index).float().mean().item() for index, level in enumerate(calibration.levels)
+        },
+        "too_early": [
+            {
+                "id": calibration.ids[row],
+                "level": calibration.levels[stops[row]],
+                "confidence": calibration.confidence[row, stops[row]].item(),
+                "answer": calibration.texts[row][stops[row]],
+                "answer_at_max": calibration.texts[row][-1],
+            }
+            for row in too_early
+        ],
+    }
+
+
+def draw_report(found: dict[str, Any]) -> Figure:
+    """
+    The curve with the point that was chosen, and how many prompts stop at each level.
+
+    Args:
+        found: Of [`report`].
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figure = import_extra("matplotlib.figure").Figure(figsize=(9, 4), layout="constrained")
+    axis, levels = figure.subplots(1, 2, width_ratios=(2, 1))
+
+    def plot(points: list, style: str, **how: Any) -> None:
+        axis.plot([tokens for tokens, _ in points], [100 * accuracy for _, accuracy in points], style, **how)
+
+    plot(found["curve"], "-", color=BLUE, label="adaptive, any confidence")
+    plot([found["chosen"]], "o", color=BLUE, markersize=9, label="chosen")
+    plot(found["fixed"], "s--", color=ORANGE, label="the same m for all prompts")
+    plot([found["oracle"]], "*", color=GREEN, markersize=12, label="oracle: the best m, known beforehand")
+    promise, missing = found["budget"]["promise"], found["num_missing"]
+    if promise:
+        axis.axhline(100 * (1 - promise["risk"]), color="black", linestyle=":", linewidth=1)
+        title = f"promised: at most {promise['risk']:.2%} differ, with confidence {promise['confidence']:.1%}"
+    else:
+        title = f"nothing promised; about {missing} more prompts might do" if missing else "nothing promised"
+    axis.set_title(title, fontsize="medium")
+    axis.set_xlabel("visual tokens per prompt, mean")
+    axis.set_ylabel("right answers in per cent")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right")
+
+    shares = found["share_at_levels"]
+    bars = levels.bar(list(shares), [100 * share for share in shares.values()], color=BLUE)
+    levels.bar_label(bars, fmt="%.1f")
+    levels.set_title(f"{found['num_prompts']} prompts, {len(found['too_early'])} stopped too early", fontsize="medium")
+    levels.set_xlabel("visual tokens")
+    levels.set_ylabel("prompts in per cent")
+    return figure
+
+
+def save_report(calibration: Calibration, folder: str | Path) -> None:
+    """
+    Writes `calibration.json` and `calibration.png`.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    found, folder = report(calibration), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "calibration.json").write_text(json.dumps(found, indent=1) + "\n")
+    draw_report(found).savefig(folder / "calibration.png", dpi=100)
