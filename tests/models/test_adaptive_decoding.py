@@ -79,17 +79,6 @@ class TestBudget:
         levels = {m: AdaptiveBudget().levels_for(m) for m in (256, 64, 16, 4, 1)}
         assert levels == {256: [16, 64, 256], 64: [4, 16, 64], 16: [1, 4, 16], 4: [1, 4], 1: [1]}
 
-    def test_confidence_of_one_prompt_and_of_many(self):
-        budget = AdaptiveBudget(confidence=0.5, margin=0.25)
-        pairs = [(0.5, 0.25), (0.4, 0.3), (0.6, 0.2)]
-        assert [budget.is_confident(*pair) for pair in pairs] == [True, False, False]
-        assert budget.is_confident(*torch.tensor(pairs).T).tolist() == [True, False, False]
-
-    def test_as_a_dict(self):
-        budget = AdaptiveBudget(levels=(1, 4), confidence=0.5, margin=0.1, num_probed_tokens=2)
-        assert budget.to_dict() == {"levels": [1, 4], "confidence": 0.5, "margin": 0.1, "num_probed_tokens": 2}
-        assert AdaptiveBudget(**budget.to_dict()) == budget
-
     def test_levels_above_m(self, tiny_model, inputs):
         with pytest.raises(ValueError, match=r"`levels` is \[1, 17\], but must be in 1..16"):
             generate(tiny_model, inputs, AdaptiveBudget([1, 17]))

@@ -267,7 +267,7 @@ def test_the_owner_sets_the_limits(monkeypatch):
     "model_config, reason",
     [
         ({"logprobs_mode": "raw_logits"}, "needs probabilities, but vLLM runs with `--logprobs-mode raw_logits`"),
-        ({"max_logprobs": 1}, "of two tokens, but vLLM runs with `--max-logprobs 1`"),
+        ({"max_logprobs": 1}, "of 2 tokens, but vLLM runs with `--max-logprobs 1`"),
         ({"hf_config": QueCCLlavaConfig()}, "cannot be chosen for the model that is served, a quecc_llava"),
     ],
 )
