@@ -69,6 +69,10 @@ class Calibration:
         is_enough[:, -1] = True
         return is_enough.long().argmax(1)
 
+    def stops_of(self, budget: AdaptiveBudget) -> torch.Tensor:
+        """The same for a budget that was chosen here, be it M alone."""
+        return self.stops(budget.confidence if budget.levels == self.levels else float("inf"))
+
     def is_too_early(self, stops: torch.Tensor) -> torch.Tensor:
         """Whether the answer is worse there than at the highest level: boolean `(questions,)`."""
         return self.scores.gather(1, stops[:, None])[:, 0] < self.scores[:, -1]

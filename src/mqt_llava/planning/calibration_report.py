@@ -35,8 +35,7 @@ def report(calibration: Calibration) -> dict[str, Any]:
     """
     budget = calibration.budget
     assert budget is not None, "a calibration has a budget"
-    # M alone: no confidence is enough.
-    stops = calibration.stops(budget.confidence if budget.levels == calibration.levels else float("inf"))
+    stops = calibration.stops_of(budget)
     too_early, curve = calibration.is_too_early(stops).nonzero().flatten().tolist(), calibration.curve()
     return {
         "budget": budget.to_dict(),
