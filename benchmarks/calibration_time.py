@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=2000)
     parser.add_argument("--log", type=Path, help="file that calibration writes its answers to, anew in each round")
     args = parser.parse_args()
-    result = begin(args, prompts=args.prompts, batch_size=BATCH_SIZE, max_new_tokens=NEW_TOKENS)
+    result = begin(args, size="tiny", prompts=args.prompts, batch_size=BATCH_SIZE, max_new_tokens=NEW_TOKENS)
     model = MQTLlavaForConditionalGeneration.from_pretrained(EMBEDDED_CHECKPOINT, dtype=torch.float32).eval()
     processor, prompts = AutoProcessor.from_pretrained(EMBEDDED_CHECKPOINT), draw_prompts(args.prompts)
     levels = AdaptiveBudget().levels_for(model.config.max_visual_tokens)
@@ -65,7 +65,7 @@ def main() -> None:
         if args.log:
             args.log.unlink(missing_ok=True)
         settings = {"num_probed_tokens": 8, "batch_size": BATCH_SIZE, "max_new_tokens": NEW_TOKENS, "log": args.log}
-        calibrate(model, processor, prompts, **settings)
+        calibrate(model, processor, prompts, risk=0.05, **settings)
 
     calls = {"calibrate": run_calibration, "answer": lambda: answer(model, processor, prompts, levels)}
     timed = {name: lambda call=call: time_call(call) for name, call in calls.items()}

@@ -5,15 +5,16 @@ Tests whether a calibrated budget keeps its promise, on questions about mosaics 
         --output benchmarks/results/promise.json --figure docs/images/calibration.png
 
 A large pool of prompts, three coarse questions to one fine one, is answered once at every level, without right
-answers; where it is stopped, that goes on from `--log`. Calibrations are then drawn from the pool: each promises a risk
-by some of the prompts and is judged on all others. A right promise is broken in at most 5% of the draws. The figure is
-the report of a calibration on as many prompts as the largest of `--prompts`, at the middle one of `--risks`.
+answers; where it is stopped, that goes on from `--log`. Calibrations are then drawn from the pool: each promises a
+risk by some of the prompts and is judged on all others. A right promise is broken in at most 5% of the draws. The
+figure is the report of a calibration on as many prompts as the largest of `--prompts`, at the middle one of `--risks`.
 """
 
 import argparse
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -43,14 +44,21 @@ def collect(args: argparse.Namespace, model) -> Calibration:
     questions = read_questions(rows, need_answers=False)
     answers = answer_at_levels(model, processor, questions, levels, args.probed_tokens, BATCH_SIZE, 80, args.log)
     scores = torch.tensor([[float(exact_match(text, texts[-1])) for text in texts] for texts in answers.texts])
-    ids = [question.id for question in questions]
-    return Calibration(levels, scores, confidence_in(answers.logprobs)[0], args.probed_tokens, ids, answers.texts)
+    return Calibration(
+        levels,
+        scores,
+        confidence_in(answers.logprobs)[0],
+        args.probed_tokens,
+        reference="answers at M",
+        ids=[question.id for question in questions],
+        texts=answers.texts,
+    )
 
 
 def choose(pool: Calibration, indices: torch.Tensor) -> Calibration:
     """Some of the prompts."""
     ids, texts = ([values[index] for index in indices.tolist()] for values in (pool.ids, pool.texts))
-    return Calibration(pool.levels, pool.scores[indices], pool.confidence[indices], pool.num_probed_tokens, ids, texts)
+    return replace(pool, scores=pool.scores[indices], confidence=pool.confidence[indices], ids=ids, texts=texts)
 
 
 def risk_and_tokens(judged: Calibration, stops: torch.Tensor) -> tuple[float, float]:

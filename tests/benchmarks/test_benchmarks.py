@@ -27,6 +27,7 @@ ARGUMENTS = {
     "question_pass": "--size small --dtype float32",
     "resampler_attention": "--size small --tower-rounds 1",
     "cpu_settings": "--size small",
+    "calibration_time": "--prompts 60",
 }
 KERNEL_SIZES = {36: 4, 16: 6, 4: 12, 1: 24}
 # The closed form of the small models' FLOPs.

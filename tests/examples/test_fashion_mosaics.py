@@ -96,6 +96,20 @@ def test_calibration_is_judged_on_the_other_half(dataset, tmp_path):
     assert Image.open(tmp_path / "figure.png").size == (720, 480)
 
 
+def test_promises_are_judged_on_what_they_were_not_calibrated_on(dataset, tmp_path):
+    pytest.importorskip("matplotlib")
+    main = load_script("examples/fashion_mosaics/promise.py").main
+    arguments = ["--data-folder", dataset, "--pool", 40, "--prompts", 10, "--risks", 0.3, 0.6, "--draws", 3]
+    arguments += ["--log", tmp_path / "pool.jsonl", "--output", tmp_path / "new" / "figures.json"]
+    results = main(list(map(str, [*arguments, "--figure", tmp_path / "figure.png"])))
+    assert results["pool"] == 40 and results["agree_at_levels"][-1] == 1
+    strict, loose = results["simulations"]
+    assert strict["mean_risk"] <= loose["mean_risk"] and strict["mean_visual_tokens"] >= loose["mean_visual_tokens"]
+    assert strict["best_visual_tokens"] >= loose["best_visual_tokens"] >= 1
+    assert main(list(map(str, arguments))) == results == json.loads((tmp_path / "new" / "figures.json").read_text())
+    assert Image.open(tmp_path / "figure.png").size == (900, 400)
+
+
 def test_training_goes_on_where_it_was_stopped(dataset, tmp_path):
     def train(folder, steps, **changes):
         options = {

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
 from tests.builders.loopback_hub import LoopbackHub
-from tests.builders.paths import CHECKPOINT, FIXTURES, GOLDEN_NAMES, QUECC_GOLDEN_NAME, REPOSITORY
+from tests.builders.paths import CHECKPOINT, FIXTURES, GOLDEN_NAMES, PICTURES, QUECC_GOLDEN_NAME, REPOSITORY
 from tests.builders.processes import BLOCK, load_elsewhere, run_python
 from tests.builders.scripts import load_script
 from tests.integration.test_hub import MODEL_FILES, check_loaded
@@ -139,6 +139,39 @@ def test_a_template_that_somebody_filled_in_stays(hub, environment, tmp_path):
     hub.commit("you/mine", {"README.md": card.content.encode()})
     run_python(PUSH + "model.push_to_hub(name)", str(CHECKPOINT), "you/mine", environment=environment, folder=tmp_path)
     assert "**Developed by:** Me" in hub.card("you/mine").text
+
+
+CALIBRATE = """
+import json
+from mqt_llava.planning import calibrate
+pictures = json.loads(open(name + "/questions.json").read()).items()
+prompts = [{"images": [f"{name}/{file}"], "messages": [{"role": "user", "content": question}]}
+           for file, pairs in pictures for question, _ in pairs]
+calibrate(model, processor, prompts, risk=0.3, confidence=0.8, num_probed_tokens=3)
+model.push_to_hub("you/calibrated")
+processor.push_to_hub("you/calibrated")
+"""
+ASK_WITHOUT_THE_PACKAGE = """
+import json, sys
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+name, picture = sys.argv[1:]
+model = AutoModelForImageTextToText.from_pretrained(name, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+inputs = processor(images=Image.open(picture), text="USER: <image>\\nList the items. ASSISTANT:", return_tensors="pt")
+outputs = model.generate(**inputs, num_visual_tokens="auto", max_new_tokens=1, return_dict_in_generate=True)
+print("RESULT", json.dumps([outputs.visual_token_level.item(), model.generation_config.adaptive_budget]))
+"""
+
+
+def test_a_calibrated_budget_keeps_its_promise_on_the_hub(hub, environment, tmp_path):
+    run_python(PUSH + CALIBRATE, str(CHECKPOINT), str(PICTURES), environment=environment, folder=tmp_path)
+    pushed = json.loads(hub.files("you/calibrated")[GENERATION])["adaptive_budget"]
+    assert pushed["promise"]["risk"] == 0.3 and pushed["promise"]["levels"] == pushed["levels"] == [1, 4, 16]
+    asked = ["you/calibrated", str(PICTURES / "mosaic_0.png")]
+    printed = run_python(BLOCK + ASK_WITHOUT_THE_PACKAGE, *asked, environment=environment, folder=tmp_path)
+    level, budget = json.loads(printed)
+    assert budget == pushed and level == 16
 
 
 def test_base_models_are_those_of_the_hub(hub, environment, tmp_path):

@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import socket
 import time
 from itertools import product
@@ -81,8 +82,22 @@ def expected():
 
 
 @pytest.fixture(scope="module")
-def server():
-    with Server(TINY, *FLAGS, *MIDDLEWARE) as server:
+def calibrated(tmp_path_factory) -> Path:
+    """The embedded checkpoint, with a promise about its budget."""
+    folder = shutil.copytree(TINY, tmp_path_factory.mktemp("checkpoint") / "calibrated")
+    path = folder / "generation_config.json"
+    config = json.loads(path.read_text())
+    budget = config["adaptive_budget"]
+    about = {"levels": budget["levels"], "threshold": budget["confidence"], "checkpoint": "", "max_visual_tokens": 16}
+    about |= {"num_probed_tokens": budget["num_probed_tokens"], "num_prompts": 500, "num_different": 3}
+    budget["promise"] = {"risk": 0.02, "confidence": 0.95, **about}
+    path.write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(calibrated):
+    with Server(calibrated, *FLAGS, *MIDDLEWARE) as server:
         yield server
 
 
@@ -202,12 +217,16 @@ def test_images_carry_numbers_of_their_own(client):
     assert completion.choices[0].token_ids == answer.ids
 
 
-def test_refusals(server, client, expected):
+def test_refusals(server, client, expected, calibrated):
     """Of the middleware, and of vLLM as an answer to a probe."""
     import openai
 
     with pytest.raises(openai.BadRequestError, match="`levels` is .1, 17., but must be in 1..16"):
         client.chat.completions.create(**body({"levels": [1, 17]}))
+    budget = json.loads((calibrated / "generation_config.json").read_text())["adaptive_budget"]
+    budget["promise"]["max_visual_tokens"] = 64
+    with pytest.raises(openai.BadRequestError, match="calibrated for a model of M = 64, but this one has 16"):
+        client.chat.completions.create(**body(budget))
     extra_body = {"mm_processor_kwargs": {"num_visual_tokens": "auto", "do_resize": False}}
     with pytest.raises(openai.BadRequestError, match="has 'do_resize', but only"):
         client.chat.completions.create(**body("auto", extra_body=extra_body))
@@ -235,8 +254,16 @@ def test_clients_that_hang_up_while_probing(server, client, expected):
     assert "Traceback" not in server.read_log()
 
 
-def test_the_engine_climbs_in_batches(expected):
-    with start_process(initializer=start_engine, initargs=(TINY, {})) as process:
+def promise_of_engine() -> dict:
+    from mqt_llava.serving.probing import ServedModel
+
+    budget, _ = ServedModel.from_config(serving_cases.ENGINE.llm.model_config).resolve("auto")
+    return budget.to_dict()["promise"]
+
+
+def test_the_engine_climbs_in_batches(expected, calibrated):
+    with start_process(initializer=start_engine, initargs=(calibrated, {})) as process:
+        assert process.submit(promise_of_engine).result()["num_prompts"] == 500
         for budget, answers in zip(BUDGETS, expected):
             *ours, (level, ids) = process.submit(ask_engine, budget).result()
             assert ours == [(level, ids) for level, ids, _ in answers]

@@ -39,14 +39,14 @@ class Point:
 @dataclass
 class Calibration:
     """
-    How every question went at every level. Right is what agrees with the right answers, where they are known, or with
-    the answers at M.
+    How every question went at every level.
 
     Args:
         levels: Visual tokens, ascending.
-        scores: How right each answer is, 0..1, `(questions, levels)`.
+        scores: How well each answer agrees with the `reference`, 0..1, `(questions, levels)`.
         confidence: The model's confidence in it, `(questions, levels)`.
         num_probed_tokens: How many of its tokens that is about.
+        reference: `"right answers"` or `"answers at M"`.
         ids: Of the questions.
         texts: Of the answers, by question and level.
         budget: What was chosen.
@@ -58,6 +58,7 @@ class Calibration:
     scores: torch.Tensor
     confidence: torch.Tensor
     num_probed_tokens: int = 1
+    reference: str = "right answers"
     ids: list[str] = field(default_factory=list)
     texts: list[list[str]] = field(default_factory=list)
     budget: AdaptiveBudget | None = None
@@ -222,6 +223,7 @@ def calibrate(
         torch.tensor(scores, dtype=torch.float32),
         confidence_in(answers.logprobs)[0],
         num_probed_tokens,
+        "answers at M" if target is None else "right answers",
         [question.id for question in questions],
         answers.texts,
     )

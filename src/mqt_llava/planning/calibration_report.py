@@ -29,7 +29,7 @@ def report(calibration: Calibration) -> dict[str, Any]:
 
     Returns:
         `budget`, with its `promise`, and `num_missing` prompts for one; `chosen`, the `curve` of all thresholds,
-        `fixed` numbers and the `oracle` as pairs of mean visual tokens and the share of right answers;
+        `fixed` numbers and the `oracle` as pairs of mean visual tokens and the share that agrees with the `reference`;
         `share_at_levels`, the share of prompts that stop at each; and `too_early`, the prompts whose answer is worse
         than at M.
     """
@@ -39,6 +39,7 @@ def report(calibration: Calibration) -> dict[str, Any]:
     too_early, curve = calibration.is_too_early(stops).nonzero().flatten().tolist(), calibration.curve()
     return {
         "budget": budget.to_dict(),
+        "reference": calibration.reference,
         "num_missing": calibration.num_missing,
         "num_prompts": len(stops),
         "chosen": to_pair(calibration.point(stops)),
@@ -83,19 +84,20 @@ def draw_report(found: dict[str, Any]) -> Figure:
     plot([found["oracle"]], "*", color=GREEN, markersize=12, label="oracle: the best m, known beforehand")
     promise, missing = found["budget"]["promise"], found["num_missing"]
     if promise:
-        axis.axhline(100 * (1 - promise["risk"]), color="black", linestyle=":", linewidth=1)
+        axis.axhline(100 * (1 - promise["risk"]), color="black", linestyle=":", linewidth=1, label="promised")
         title = f"promised: at most {promise['risk']:.2%} differ, with confidence {promise['confidence']:.1%}"
     else:
         title = f"nothing promised; about {missing} more prompts might do" if missing else "nothing promised"
     axis.set_title(title, fontsize="medium")
     axis.set_xlabel("visual tokens per prompt, mean")
-    axis.set_ylabel("right answers in per cent")
+    axis.set_ylabel(f"agree with {found['reference']}, in per cent")
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right")
 
     shares = found["share_at_levels"]
     bars = levels.bar(list(shares), [100 * share for share in shares.values()], color=BLUE)
     levels.bar_label(bars, fmt="%.1f")
+    levels.margins(y=0.1)
     levels.set_title(f"{found['num_prompts']} prompts, {len(found['too_early'])} stopped too early", fontsize="medium")
     levels.set_xlabel("visual tokens")
     levels.set_ylabel("prompts in per cent")

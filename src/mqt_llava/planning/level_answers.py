@@ -28,13 +28,13 @@ class Question:
     Args:
         id: Of its row, or a digest of its texts.
         messages: Up to the user's last, with the images in them.
-        truth: The right answer, where the row ended with one.
+        truth: The right answer, empty where the row ends without one.
         key: The same for the same texts and images.
     """
 
     id: str
     messages: list[dict]
-    truth: str | None
+    truth: str
     key: str
 
 
@@ -69,7 +69,7 @@ def read_questions(rows: Iterable[dict], need_answers: bool) -> list[Question]:
         raise ValueError(f"`prompts` must hold {what}; {bad[:5]} are not.")
     questions = []
     for record in records:
-        messages, truth = record.messages_with_images(), None
+        messages, truth = record.messages_with_images(), ""
         while messages[-1]["role"] == "assistant":
             truth = messages.pop()["content"][0]["text"]
         parts = [record.messages[: len(messages)], *map(image_key, record.images)]
