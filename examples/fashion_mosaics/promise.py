@@ -25,7 +25,7 @@ from transformers import AutoProcessor
 from mqt_llava import MQTLlavaForConditionalGeneration
 from mqt_llava.files.atomic_file import write_atomically
 from mqt_llava.models.adaptive_budget import AdaptiveBudget, checkpoint_digest, confidence_in
-from mqt_llava.planning import Calibration, draw_report, report
+from mqt_llava.planning import Calibration, draw_report, report_calibration
 from mqt_llava.planning.calibration import exact_match
 from mqt_llava.planning.learn_then_test import binomial_cdf
 from mqt_llava.planning.level_answers import answer_at_levels, read_questions
@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> dict:
         calibration = choose(pool, torch.arange(max(args.prompts)))
         risk = sorted(args.risks)[len(args.risks) // 2]
         calibration.budget = calibration.choose_promised(risk, CONFIDENCE, checkpoint_digest(model))
-        draw_report(report(calibration)).savefig(args.figure, dpi=100)
+        draw_report(report_calibration(calibration)).savefig(args.figure, dpi=100)
     return results
 
 

@@ -10,7 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 from mqt_llava import AdaptiveBudget, MQTLlavaForConditionalGeneration
 from mqt_llava.planning.calibration import THRESHOLDS, Calibration, calibrate
-from mqt_llava.planning.calibration_report import report, save_report
+from mqt_llava.planning.calibration_report import report_calibration, save_report
 from tests.builders.chats import assistant, tokenize_chat, user
 from tests.builders.models import count_calls
 from tests.builders.paths import CHECKPOINT, PICTURES
@@ -195,7 +195,7 @@ class TestPromise:
         pytest.importorskip("matplotlib")
         calibration = calibrate(*checkpoint, prompts, **self.EASY)
         calibration.budget = AdaptiveBudget([1, 4, 16], 0.0)
-        found = report(calibration)
+        found = report_calibration(calibration)
         assert found["share_at_levels"] == {"1": 1.0, "4": 0.0, "16": 0.0} and found["chosen"] == found["fixed"][0]
         differing = [id for id, texts in zip(calibration.ids, calibration.texts) if texts[0] != texts[-1]]
         assert [prompt["id"] for prompt in found["too_early"]] == differing != []

@@ -327,7 +327,7 @@ class AdaptiveDecoding(PromptFitting):
         """Warns, once, where a budget is used otherwise than as it was calibrated."""
         if promise is None:
             return
-        if config.do_sample or config.num_beams > 1:
+        if config.do_sample or num_copies(config) > 1:
             logger.warning_once(
                 "What the adaptive budget promises holds for greedy answers, not for sampling or beams."
             )

@@ -4,7 +4,7 @@ which few of them suffice, and whether to spend a compute budget on parameters o
 """
 
 from .calibration import Calibration, calibrate
-from .calibration_report import draw_report, report, save_report
+from .calibration_report import draw_report, report_calibration, save_report
 from .cost import FlopsByPart, RequestCost, WeightBytesByPart, request_cost
 from .limits import largest_num_visual_tokens
 from .observations import Observation, read_observations
@@ -30,7 +30,7 @@ __all__ = [
     "largest_num_visual_tokens",
     "measure_profile",
     "read_observations",
-    "report",
+    "report_calibration",
     "request_cost",
     "request_flops",
     "save_report",

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..visualization.extra import import_extra
 from .calibration import Calibration, Point
 
 
@@ -22,7 +21,7 @@ def to_pair(point: Point) -> list[float]:
     return [round(point.mean_tokens, 3), round(point.accuracy, 4)]
 
 
-def report(calibration: Calibration) -> dict[str, Any]:
+def report_calibration(calibration: Calibration) -> dict[str, Any]:
     """
     Args:
         calibration: Of [`calibrate`].
@@ -67,12 +66,16 @@ def draw_report(found: dict[str, Any]) -> Figure:
     The curve with the point that was chosen, and how many prompts stop at each level.
 
     Args:
-        found: Of [`report`].
+        found: Of [`report_calibration`].
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    figure = import_extra("matplotlib.figure").Figure(figsize=(9, 4), layout="constrained")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('The figure needs matplotlib: pip install "mqt_llava[visual]"') from error
+    figure = Figure(figsize=(9, 4), layout="constrained")
     axis, levels = figure.subplots(1, 2, width_ratios=(2, 1))
 
     def plot(points: list, style: str, **how: Any) -> None:
@@ -111,7 +114,7 @@ def save_report(calibration: Calibration, folder: str | Path) -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    found, folder = report(calibration), Path(folder)
+    found, folder = report_calibration(calibration), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "calibration.json").write_text(json.dumps(found, indent=1) + "\n")
     draw_report(found).savefig(folder / "calibration.png", dpi=100)

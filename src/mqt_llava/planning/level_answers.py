@@ -128,7 +128,7 @@ def answer_at_levels(
 
 def read_log(path: Path, start: dict) -> list[dict]:
     """The batches of a log that begins like this."""
-    (found, *batches), _ = read_json_lines(path) if path.exists() else ([start], b"")
+    found, *batches = read_json_lines(path)[0] or [start]
     if found != start:
         differing = sorted(name for name in start if found.get(name) != start[name])
         raise ValueError(
