@@ -39,6 +39,7 @@ def collect(args: argparse.Namespace, model) -> Calibration:
     """The pool: whether each answer agrees with that at M."""
     items = load_items("t10k", args.data_folder)
     rows = [{**row, "messages": row["messages"][:1]} for row in ask(random.Random(args.seed), items, args.pool)]
+    rows.sort(key=lambda row: row["messages"][0]["content"][-1]["text"])  # a batch takes as long as its longest answer
     levels = AdaptiveBudget(args.levels).levels_for(model.config.max_visual_tokens)
     processor = AutoProcessor.from_pretrained(args.model)
     questions = read_questions(rows, need_answers=False)
@@ -104,6 +105,21 @@ def simulate(pool: Calibration, num_prompts: int, risk: float, draws: int, seed:
     }
 
 
+def to_table(simulations: list[dict]) -> str:
+    """In Markdown."""
+    lines = [
+        "| calibrated on | promised | broken | differ, mean | mean visual tokens | best threshold, afterwards |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in simulations:
+        tokens = (
+            f"{row['mean_visual_tokens']:.2f} | {row['best_visual_tokens']:.2f} (ratio {row['tokens_over_best']:.2f})"
+        )
+        broken = f"{row['broken']} of {row['draws']} ({row['share_broken']:.1%})"
+        lines.append(f"| {row['prompts']} | {row['risk']:.0%} | {broken} | {row['mean_risk']:.2%} | {tokens} |")
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(REPOSITORY / "model_cards" / "mqt-llava-tiny"))
@@ -133,11 +149,12 @@ def main(argv: list[str] | None = None) -> dict:
             simulate(pool, number, risk, args.draws, args.seed) for number in args.prompts for risk in args.risks
         ],
     }
-    print(json.dumps(results, indent=1))
+    print(to_table(results["simulations"]))
     if args.output:
         write_atomically(args.output, json.dumps(results, indent=1) + "\n")
     if args.figure:
-        calibration = choose(pool, torch.arange(max(args.prompts)))
+        order = torch.randperm(len(pool.scores), generator=torch.Generator().manual_seed(args.seed))
+        calibration = choose(pool, order[: max(args.prompts)])
         risk = sorted(args.risks)[len(args.risks) // 2]
         calibration.budget = calibration.choose_promised(risk, CONFIDENCE, checkpoint_digest(model))
         draw_report(report_calibration(calibration)).savefig(args.figure, dpi=100)

@@ -23,6 +23,14 @@ def test_the_table_is_what_was_measured():
     assert difference in PAGE
 
 
+def test_promises_are_those_that_were_simulated():
+    results = json.loads((REPOSITORY / "benchmarks" / "results" / "promise.json").read_text())
+    script = load_script("examples/fashion_mosaics/promise.py")
+    assert script.to_table(results["simulations"]) in PAGE
+    for row in results["simulations"]:
+        assert results["pool"] >= 20 * row["prompts"] and row["share_broken"] <= row["5%_and_standard_error"]
+
+
 def test_the_figure_draws_the_half_of_the_table():
     pytest.importorskip("matplotlib")
     (axis,) = load_script("examples/fashion_mosaics/adaptive.py").draw_figure(RESULTS).axes
