@@ -157,6 +157,9 @@ class TestPromise:
     def test_agreement_of_ones_own(self, checkpoint, prompts):
         calibration = calibrate(*checkpoint, prompts, **self.EASY, score=lambda answer, at_m: len(answer) > 0)
         assert calibration.budget.confidence == 0.0 and calibration.at(0.0).accuracy == 1
+        calibration = calibrate(*checkpoint, prompts, **{**self.EASY, "risk": 0.1}, score=lambda answer, at_m: False)
+        assert calibration.budget == AdaptiveBudget([16]) and calibration.num_missing > 0
+        assert checkpoint[0].generation_config.adaptive_budget["levels"] == [16]
         with pytest.raises(ValueError, match="`score` must say True or False"):
             calibrate(*checkpoint, prompts, **self.EASY, score=lambda answer, at_m: 0.5)
 
