@@ -88,4 +88,4 @@ def suffices(budget: AdaptiveBudget, logprobs: list[list[float]]) -> bool:
             two likeliest tokens' probabilities. A probe without tokens is no reason to stop.
     """
     best = [sorted(place, reverse=True)[:NUM_BEST] for place in logprobs]
-    return bool(best) and bool(budget.suffices(torch.tensor(best)))
+    return bool(best) and bool(budget.suffices(torch.tensor(best, dtype=torch.float64)))
