@@ -12,7 +12,6 @@ figure is the report of a calibration on as many prompts as the largest of `--pr
 
 import argparse
 import json
-import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -87,7 +86,6 @@ def simulate(pool: Calibration, num_prompts: int, risk: float, draws: int, seed:
         tokens.append(mean_tokens)
         num_at_max += budget.promise is None
     broken, best = sum(lost > risk for lost in risks), best_afterwards(pool, risk)
-    allowed = 1 - CONFIDENCE
     return {
         "prompts": num_prompts,
         "risk": risk,
@@ -95,8 +93,7 @@ def simulate(pool: Calibration, num_prompts: int, risk: float, draws: int, seed:
         "broken": broken,
         "share_broken": broken / draws,
         # Of seeing so many or more where exactly 5% are broken.
-        "p_value": 1 - binomial_cdf(broken - 1, draws, allowed) if broken else 1.0,
-        "5%_and_standard_error": allowed + math.sqrt(allowed * CONFIDENCE / draws),
+        "p_value": 1 - binomial_cdf(broken - 1, draws, 1 - CONFIDENCE) if broken else 1.0,
         "at_max": num_at_max,
         "mean_risk": sum(risks) / draws,
         "mean_visual_tokens": sum(tokens) / draws,
