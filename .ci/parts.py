@@ -112,7 +112,7 @@ def run_all(waiting: list[Part]) -> dict[Part, tuple[str, str]]:
             if not running or (len(running) < AT_ONCE and taken + part.gigabytes <= MEMORY):
                 waiting.remove(part)
                 running.append(Run(part))
-        time.sleep(1)
+        time.sleep(5)  # looking at all processes takes a moment
     return results
 
 
