@@ -43,7 +43,7 @@ PARTS = [  # the longest first
     Part("fuzz", 4, "make fuzz MINUTES=3", decides=False),
     Part("browser", 8, f"{CHROMIUM}; {NOX} browser"),
     Part("torchao", 4, f"{NOX} torchao"),
-    Part("lint", 1, "make lint"),
+    Part("lint", 4, "make lint"),
 ]
 AT_ONCE = 2
 ENVIRONMENT = {**os.environ, "PYTEST_XDIST_AUTO_NUM_WORKERS": str(max(1, os.cpu_count() // AT_ONCE))}
