@@ -43,7 +43,7 @@ PARTS = [  # the longest first
     Part("fuzz", 4, "make fuzz MINUTES=3", decides=False),
     Part("browser", 8, f"{CHROMIUM}; {NOX} browser"),
     Part("torchao", 4, f"{NOX} torchao"),
-    Part("lint", 1, "make lint"),
+    Part("lint", 4, "make lint"),
 ]
 AT_ONCE = 2
 ENVIRONMENT = {**os.environ, "PYTEST_XDIST_AUTO_NUM_WORKERS": str(max(1, os.cpu_count() // AT_ONCE))}
@@ -112,7 +112,7 @@ def run_all(waiting: list[Part]) -> dict[Part, tuple[str, str]]:
             if not running or (len(running) < AT_ONCE and taken + part.gigabytes <= MEMORY):
                 waiting.remove(part)
                 running.append(Run(part))
-        time.sleep(1)
+        time.sleep(5)  # looking at all processes takes a moment
     return results
 
 

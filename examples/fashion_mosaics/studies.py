@@ -47,8 +47,9 @@ def train_and_evaluate(
         shared += ["--use_cpu", "true"] if args.device == "cpu" else []
         call(script, ["--output_dir", folder, *shared, *flags], folder, args.threads)
     results = evaluate(args, folder, folder, evaluation_flags)
-    states = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
-    return json.loads(states[-1].read_text()), results
+    # Some scripts save the last state, some checkpoints, which hold it too.
+    states = [*folder.glob("trainer_state.json"), *folder.glob("checkpoint-*/trainer_state.json")]
+    return json.loads(max(states, key=lambda path: path.stat().st_mtime).read_text()), results
 
 
 def evaluate(args: argparse.Namespace, model: Path, folder: Path, flags: list) -> dict:

@@ -18,8 +18,6 @@ from tests.builders.scripts import load_script
 
 
 pytestmark = pytest.mark.costly
-
-
 BENCHMARKS = REPOSITORY / "benchmarks"
 ARGUMENTS = {
     "training_step": "--size tiny --draws 2",

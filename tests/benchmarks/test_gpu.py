@@ -19,8 +19,6 @@ from tests.builders.versions import needs_tracing
 
 
 pytestmark = pytest.mark.costly
-
-
 gpu = load_script("benchmarks/gpu.py")
 gpu_cases = load_script("benchmarks/gpu_cases.py")
 gpu_report = load_script("benchmarks/gpu_report.py")

@@ -52,9 +52,10 @@ def command(output: Path, *flags) -> list[str]:
 
 
 def run(*arguments) -> str:
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)], env=ENVIRONMENT, check=True, capture_output=True, text=True
-    ).stdout
+    command = [sys.executable, "-m", *map(str, arguments)]
+    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-20000:]
+    return ended.stdout
 
 
 def answers_in(output: Path, m) -> list:

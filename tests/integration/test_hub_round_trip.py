@@ -18,8 +18,6 @@ from tests.integration.test_hub import MODEL_FILES, check_loaded
 
 
 pytestmark = pytest.mark.costly
-
-
 GENERATION = "generation_config.json"
 
 

@@ -123,3 +123,20 @@ def test_another_m_for_a_cache_that_forward_filled(tiny_model):
         ask(tiny_model, inputs, num_visual_tokens=2, past_key_values=copy.deepcopy(cache))
     answers = ask(tiny_model, inputs, num_visual_tokens=4, past_key_values=cache)[1]
     assert answers == fresh(tiny_model, [chat], at(4))
+
+
+@pytest.mark.parametrize("m", [None, 4])
+def test_an_image_behind_one_that_was_cached_by_hand_has_to_be_counted(tiny_model, m):
+    """Else it could as well be the rest of the first one: eight placeholders in a row, of which four are cached."""
+    chat, cache = Chat(1, 11, "a"), DynamicCache(config=tiny_model.config)
+    with torch.no_grad():
+        tiny_model(**batch([chat], at(4)), past_key_values=cache)
+    chat.pieces += ["b", 21]
+    inputs = batch([chat], at(4))
+    counts = inputs.pop("visual_token_counts")
+    inputs["pixel_values"] = inputs["pixel_values"][1:]
+    with pytest.raises(ValueError, match="ends behind 4 of 8 image tokens in a row.* Pass `visual_token_counts`"):
+        ask(tiny_model, inputs, num_visual_tokens=m, past_key_values=copy.deepcopy(cache))
+    inputs["visual_token_counts"] = counts[1:]
+    answers = ask(tiny_model, inputs, num_visual_tokens=m, past_key_values=cache)[1]
+    assert answers == fresh(tiny_model, [chat], at(4))

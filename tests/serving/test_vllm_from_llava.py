@@ -6,7 +6,7 @@ from transformers import AutoConfig
 from mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaProcessor
 from tests.builders.configs import DECODERS, TEXT_CONFIG
 from tests.builders.llavas import save_llava
-from tests.serving.conftest import start_process
+from tests.serving.conftest import engine, start_process
 from tests.serving.serving_cases import BUDGETS, MOSAICS, QUESTIONS, Case, ask_transformers
 
 
@@ -21,7 +21,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("parts", [("llama", "clip_vision_model"), ("qwen2", "siglip_vision_model")])
-def test_tokens_and_prompts_are_those_of_transformers(engine, parts, tmp_path):
+def test_tokens_and_prompts_are_those_of_transformers(parts, tmp_path):
     text_config = AutoConfig.for_model(parts[0], **{**TEXT_CONFIG, **HEADS_OF_32, **DECODERS[parts[0]]})
     llava, made = tmp_path / "llava", tmp_path / "made"
     save_llava(llava, *parts, template="chatml", text_config=text_config)
@@ -29,7 +29,8 @@ def test_tokens_and_prompts_are_those_of_transformers(engine, parts, tmp_path):
     MQTLlavaProcessor.from_llava(llava, max_visual_tokens=16).save_pretrained(made)
     with start_process() as process:
         expected = process.submit(ask_transformers, made, CASES).result()
-    answers, encoded = engine(made)(CASES)
+    with engine(made) as ask:
+        answers, encoded = ask(CASES)
     assert len(answers) == len(expected) == len(CASES)
     for case, ours, theirs in zip(CASES, answers, expected):
         assert ours == theirs, case

@@ -28,8 +28,6 @@ from tests.builders.paths import CHECKPOINT, PICTURES, REPOSITORY
 
 
 pytestmark = pytest.mark.costly
-
-
 PATIENCE = 900  # seconds until a run is taken to hang: a busy machine is slow
 
 

@@ -8,6 +8,7 @@ from tests.builders.paths import CHECKPOINT
 from tests.builders.processes import BLOCK, run_python
 
 
+pytestmark = pytest.mark.costly
 TRAIN = """
 import sys
 
@@ -16,9 +17,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mqt_llava.training import BudgetCollator, ConversationDataset, MQTLlavaTrainer, MQTLlavaTrainingArguments
 from mqt_llava.training import UniformBudget
-
-
-pytestmark = pytest.mark.costly
 
 model = AutoModelForImageTextToText.from_pretrained(sys.argv[1])
 processor = AutoProcessor.from_pretrained(sys.argv[1])

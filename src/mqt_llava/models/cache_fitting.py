@@ -119,11 +119,22 @@ class CacheFitting:
         return images_per_row(prompt.placeholders, images), prompt.placeholders[:, :past_length].sum(-1).tolist()
 
     def _assume_prompts(self, prompt: Prompt, past_length: int) -> CachedPrompts:
-        """What a cache holds that was filled elsewhere: the first columns of the prompt as it is passed."""
+        """
+        What a cache holds that was filled elsewhere: the first columns of the prompt as it is passed.
+
+        Raises:
+            ValueError: It ends between image tokens, and nobody says whether an image ends there too.
+        """
         known = []
         for row, num_cached in zip(*self._images_behind(prompt, past_length)):
             known.append([])
             for image in row:
+                if 0 < num_cached < image.num_visual_tokens and prompt.num_visual_tokens is None:
+                    raise ValueError(
+                        f"`past_key_values` was filled elsewhere and ends behind {num_cached} of "
+                        f"{image.num_visual_tokens} image tokens in a row, where an image may end or go on. Pass "
+                        "`visual_token_counts` of the images that are passed."
+                    )
                 if num_cached > 0:
                     known[-1].append(image.at(min(image.num_visual_tokens, num_cached)))
                 num_cached -= image.num_visual_tokens
