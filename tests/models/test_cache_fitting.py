@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from mqt_llava import VisualTokenCache
 from tests.builders.models import count_calls
 from tests.builders.turns import NEW, Chat, ask, at, batch, fresh, go_on, text_of
 
@@ -125,16 +126,22 @@ def test_another_m_for_a_cache_that_forward_filled(tiny_model):
     assert answers == fresh(tiny_model, [chat], at(4))
 
 
+@pytest.mark.parametrize("filled", ["by hand", "by generate"])
+@pytest.mark.parametrize("kind", [DynamicCache, VisualTokenCache])
 @pytest.mark.parametrize("m", [None, 4])
-def test_an_image_behind_one_that_was_cached_by_hand_has_to_be_counted(tiny_model, m):
-    """Else it could as well be the rest of the first one: eight placeholders in a row, of which four are cached."""
-    chat, cache = Chat(1, 11, "a"), DynamicCache(config=tiny_model.config)
+def test_an_image_right_behind_a_cached_one_has_to_be_counted(tiny_model, m, kind, filled):
+    """Else it could as well be one with the first: eight placeholders in a row, of which four are cached."""
+    chat, cache = Chat(1, 11, "a"), kind(config=tiny_model.config)
+    inputs = batch([chat], at(4))
     with torch.no_grad():
-        tiny_model(**batch([chat], at(4)), past_key_values=cache)
+        if filled == "by hand":
+            tiny_model(**inputs, past_key_values=cache)
+        else:
+            ask(tiny_model, inputs, past_key_values=cache)
+            cache.crop(inputs["input_ids"].shape[1] - cache.get_seq_length())
     chat.pieces += ["b", 21]
     inputs = batch([chat], at(4))
-    counts = inputs.pop("visual_token_counts")
-    inputs["pixel_values"] = inputs["pixel_values"][1:]
+    inputs["pixel_values"], counts = inputs["pixel_values"][1:], inputs.pop("visual_token_counts")
     with pytest.raises(ValueError, match="ends behind 4 of 8 image tokens in a row.* Pass `visual_token_counts`"):
         ask(tiny_model, inputs, num_visual_tokens=m, past_key_values=copy.deepcopy(cache))
     inputs["visual_token_counts"] = counts[1:]

@@ -30,6 +30,7 @@ from .visual_token_cache import (
     has_plain_cache,
     keys_follow_length,
     match_prompts,
+    num_equal,
     recall_prompts,
 )
 
@@ -57,6 +58,39 @@ def raise_other_prompt(cached: list[list[ShownImage]], images: list[list[ShownIm
         f"`past_key_values` holds images at {old} visual tokens, but the prompt now asks for {new}; or it holds other "
         "text or images. Continue with the same, pass all images and a `VisualTokenCache`, or no cache."
     )
+
+
+def raise_uncounted(num_cached: int, num_visual_tokens: int) -> NoReturn:
+    raise ValueError(
+        f"`past_key_values` ends behind {num_cached} of {num_visual_tokens} image tokens in a row, where an image may "
+        "end or go on. Pass `visual_token_counts` of the images that are passed."
+    )
+
+
+def check_last_images(
+    known: CachedPrompts, ids: list[torch.Tensor], images: list[list[ShownImage]], image_token_id: int
+) -> None:
+    """
+    Where the prompts of a cache end between image tokens, what goes on there must be the image that it holds: another
+    one, that nobody counted, may as well begin there.
+
+    Args:
+        ids: The prompts without padding, `(length,)` each.
+        images: The images of each prompt, as they were shared out.
+    """
+    for index, (tokens, row) in enumerate(zip(ids, images)):
+        expected = index * len(known.ids) // len(ids)
+        cached = known.tokens_of(expected)
+        if not known.images[expected] or num_equal(cached, tokens) < len(cached) or len(cached) == len(tokens):
+            continue
+        if cached[-1] != image_token_id or tokens[len(cached)] != image_token_id:
+            continue
+        num_cached = int((cached == image_token_id).sum())
+        for image in row:
+            is_cut = 0 < num_cached < image.num_visual_tokens
+            if is_cut and image.is_passed and not image.is_same(known.images[expected][-1]):
+                raise_uncounted(num_cached, image.num_visual_tokens)
+            num_cached -= image.num_visual_tokens
 
 
 class CacheFitting:
@@ -130,11 +164,7 @@ class CacheFitting:
             known.append([])
             for image in row:
                 if 0 < num_cached < image.num_visual_tokens and prompt.num_visual_tokens is None:
-                    raise ValueError(
-                        f"`past_key_values` was filled elsewhere and ends behind {num_cached} of "
-                        f"{image.num_visual_tokens} image tokens in a row, where an image may end or go on. Pass "
-                        "`visual_token_counts` of the images that are passed."
-                    )
+                    raise_uncounted(num_cached, image.num_visual_tokens)
                 if num_cached > 0:
                     known[-1].append(image.at(min(image.num_visual_tokens, num_cached)))
                 num_cached -= image.num_visual_tokens
@@ -196,6 +226,8 @@ class CacheFitting:
         images = images_of_conversations(
             prompt.placeholders, prompt.images, cached_rows, most, prompt.num_visual_tokens
         )
+        if prompt.num_visual_tokens is None:
+            check_last_images(known, raw_ids, images_per_row(prompt.placeholders, images), image_token_id)
         old_num_visual_tokens = [image.num_visual_tokens for image in images]
         new_num_visual_tokens = resolve_num_visual_tokens(num_visual_tokens, images, self.max_visual_tokens)
         resized = self._resize_prompt(prompt, old_num_visual_tokens, new_num_visual_tokens, config, kwargs)
