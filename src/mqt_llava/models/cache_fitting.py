@@ -80,15 +80,16 @@ def check_last_images(
     """
     for index, (tokens, row) in enumerate(zip(ids, images)):
         expected = index * len(known.ids) // len(ids)
-        cached = known.tokens_of(expected)
-        if not known.images[expected] or num_equal(cached, tokens) < len(cached) or len(cached) == len(tokens):
+        cached, is_image = known.tokens_of(expected), tokens == image_token_id
+        length = len(cached)
+        if not 0 < length < len(tokens) or num_equal(cached, tokens) < length:
             continue
-        if cached[-1] != image_token_id or tokens[len(cached)] != image_token_id:
+        if not is_image[length - 1 : length + 1].all():
             continue
-        num_cached = int((cached == image_token_id).sum())
-        for image in row:
+        num_cached = int(is_image[:length].sum())
+        for image, old in zip(row, known.images[expected]):
             is_cut = 0 < num_cached < image.num_visual_tokens
-            if is_cut and image.is_passed and not image.is_same(known.images[expected][-1]):
+            if is_cut and image.is_passed and not image.is_same(old):
                 raise_uncounted(num_cached, image.num_visual_tokens)
             num_cached -= image.num_visual_tokens
 
