@@ -63,6 +63,7 @@ from mqt_llava.training import (
 from mqt_llava.training.parts import PARTS
 
 
+WIDTH = 128
 # Every m, and the powers of two, at which the model is evaluated, far more often.
 MOSTLY_POWERS = f"WeightedBudget({ {m: 14 if m in (1, 2, 4, 8, 16) else 1 for m in range(1, 17)} })"
 
@@ -196,29 +197,34 @@ def build_processor(dataset: MosaicConversations, num_visual_tokens: int = SIDE 
     return MQTLlavaProcessor(image_processor, tokenizer, max_visual_tokens=num_visual_tokens)
 
 
+def parts(tokenizer: TokenizersBackend, patch_size: int) -> dict[str, CLIPVisionConfig | LlamaConfig]:
+    """The configurations of a small vision tower and a small decoder."""
+    vision_config = CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=SIDE * ITEM_PIXELS,
+        patch_size=patch_size,
+    )
+    text_config = LlamaConfig(
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return {"vision_config": vision_config, "text_config": text_config}
+
+
 def build_model(processor: MQTLlavaProcessor) -> MQTLlavaForConditionalGeneration:
-    width = 128
     config = MQTLlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            image_size=SIDE * ITEM_PIXELS,
-            patch_size=ITEM_PIXELS,
-        ),
-        text_config=LlamaConfig(
-            hidden_size=width,
-            intermediate_size=3 * width,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            vocab_size=len(processor.tokenizer),
-            max_position_embeddings=1024,
-            tie_word_embeddings=True,
-            bos_token_id=processor.tokenizer.bos_token_id,
-            eos_token_id=processor.tokenizer.eos_token_id,
-            pad_token_id=processor.tokenizer.pad_token_id,
-        ),
+        **parts(processor.tokenizer, patch_size=ITEM_PIXELS),
         image_token_id=processor.image_token_id,
         max_visual_tokens=processor.max_visual_tokens,
         resampler_num_attention_heads=8,

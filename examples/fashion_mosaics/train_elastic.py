@@ -11,15 +11,14 @@ in the stages of train.py. Called again with the same folder, it goes on from th
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from compressors import CLASSES, make_elastic
 from train import MosaicConversations, TinyTrainingArguments, collator
 from train_llava import build_llava
-from transformers import AutoTokenizer, HfArgumentParser, LlavaForConditionalGeneration, TrainingArguments, set_seed
+from transformers import AutoTokenizer, HfArgumentParser, LlavaForConditionalGeneration, set_seed
 
 from mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaProcessor
-from mqt_llava.training import MQTLlavaTrainer, ProjectorFitTrainer, last_complete_checkpoint
+from mqt_llava.training import MQTLlavaTrainer, ProjectorFitTrainer, fit_arguments, last_complete_checkpoint
 
 
 @dataclass
@@ -58,18 +57,11 @@ def fit_trainer(
     model: MQTLlavaForConditionalGeneration, llava, processor: MQTLlavaProcessor, args: ElasticTrainingArguments
 ) -> ProjectorFitTrainer:
     """Of stage 0, which sees other mosaics than those to come."""
-    settings = {name: getattr(args, name) for name in ("use_cpu", "bf16", "disable_tqdm", "seed", "report_to")}
-    fit_args = TrainingArguments(
-        str(Path(args.output_dir) / "fit"),
+    fit_args = fit_arguments(
+        args,
         max_steps=args.fit_steps,
         learning_rate=args.fit_learning_rate,
-        per_device_train_batch_size=args.per_device_train_batch_size,
-        lr_scheduler_type="cosine",
-        warmup_steps=args.fit_steps // 10,
-        logging_steps=max(1, args.fit_steps // 20),
-        dataloader_num_workers=args.dataloader_num_workers,
-        save_strategy="no",
-        **settings,
+        batch_size=args.per_device_train_batch_size,
     )
     dataset = MosaicConversations(copy.copy(args))
     dataset.args.seed, dataset.args.max_steps = args.seed + 1000, args.fit_steps

@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 
 import torch
 from mosaics import ITEM_PIXELS, SIDE
-from train import MosaicConversations, TinyTrainingArguments, build_processor
+from train import MosaicConversations, TinyTrainingArguments, build_processor, parts
 from transformers import (
-    CLIPVisionConfig,
     HfArgumentParser,
-    LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -30,7 +28,6 @@ from mqt_llava.training import BudgetCollator, FixedBudget, last_complete_checkp
 
 PATCH = ITEM_PIXELS // 2
 NUM_PATCHES = (SIDE * ITEM_PIXELS // PATCH) ** 2
-WIDTH = 128
 
 
 @dataclass
@@ -50,26 +47,7 @@ class LlavaCollator(BudgetCollator):
 
 def build_llava(tokenizer) -> LlavaForConditionalGeneration:
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=WIDTH,
-            intermediate_size=2 * WIDTH,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            image_size=SIDE * ITEM_PIXELS,
-            patch_size=PATCH,
-        ),
-        text_config=LlamaConfig(
-            hidden_size=WIDTH,
-            intermediate_size=3 * WIDTH,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            vocab_size=len(tokenizer),
-            max_position_embeddings=1024,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        ),
+        **parts(tokenizer, patch_size=PATCH),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=NUM_PATCHES,
         vision_feature_layer=-1,

@@ -13,39 +13,18 @@ checkpoint. The whole model, adapters merged, ends up in `model` there, but for 
 from pathlib import Path
 
 from finetune import LoraArguments, add_adapters, in_4bit
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 
 from mqt_llava.training import (
     MQTLlavaTrainer,
     MQTLlavaTrainingArguments,
     ProjectorFitTrainer,
     build_collator,
+    fit_arguments,
     last_complete_checkpoint,
 )
 from mqt_llava.training.arguments import DataArguments, ElasticArguments, parse_arguments
 from mqt_llava.training.assemble import load_conversations, load_elastic, read_chat_template
-
-
-SHARED = ("seed", "bf16", "use_cpu", "report_to", "disable_tqdm", "dataloader_num_workers", "logging_steps")
-
-
-def fit(llava, model, processor, dataset, elastic_args: ElasticArguments, args: MQTLlavaTrainingArguments) -> None:
-    """Stage 0."""
-    fit_args = TrainingArguments(
-        str(Path(args.output_dir) / "fit"),
-        max_steps=elastic_args.fit_steps,
-        per_device_train_batch_size=elastic_args.fit_batch_size,
-        learning_rate=elastic_args.fit_learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.1,  # of all
-        save_strategy="no",
-        **{name: getattr(args, name) for name in SHARED},
-    )
-    trainer = ProjectorFitTrainer(
-        model, fit_args, teacher=llava, processor=processor, order=elastic_args.fit_order, train_dataset=dataset
-    )
-    trainer.train()
-    trainer.save_state()
 
 
 def main(argv: list[str] | None = None):
@@ -70,7 +49,21 @@ def main(argv: list[str] | None = None):
     )
     dataset, last_checkpoint = load_conversations(data_args), last_complete_checkpoint(args.output_dir)
     if elastic_args.fit_steps and last_checkpoint is None:
-        fit(llava, model, processor, dataset, elastic_args, args)
+        stage_0 = ProjectorFitTrainer(
+            model,
+            fit_arguments(
+                args,
+                max_steps=elastic_args.fit_steps,
+                learning_rate=elastic_args.fit_learning_rate,
+                batch_size=elastic_args.fit_batch_size,
+            ),
+            teacher=llava,
+            processor=processor,
+            order=elastic_args.fit_order,
+            train_dataset=dataset,
+        )
+        stage_0.train()
+        stage_0.save_state()
     if lora_args.lora_rank:
         model = add_adapters(model, lora_args, args.trained_parts)
     teacher = llava if args.distillation == "llava" else None

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files.atomic_file import write_atomically
 from .calibration import Calibration, Point
 
 
@@ -115,6 +116,7 @@ def save_report(calibration: Calibration, folder: str | Path) -> None:
         ImportError: matplotlib is not installed.
     """
     found, folder = report_calibration(calibration), Path(folder)
+    figure = draw_report(found)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "calibration.json").write_text(json.dumps(found, indent=1) + "\n")
-    draw_report(found).savefig(folder / "calibration.png", dpi=100)
+    write_atomically(folder / "calibration.json", json.dumps(found, indent=1) + "\n")
+    figure.savefig(folder / "calibration.png", dpi=100)

@@ -6,7 +6,7 @@ from .checkpoints import last_complete_checkpoint, load_trained_parts
 from .collator import PLAIN_TEMPLATE, BudgetCollator
 from .dataset import ConversationDataset, TooManyBadRecords
 from .parts import train_parts
-from .projector_fit import ProjectorFitTrainer
+from .projector_fit import ProjectorFitTrainer, fit_arguments
 from .question_collator import QuestionCollator
 from .records import RecordError, read_record
 from .trainer import MQTLlavaTrainer, MQTLlavaTrainingArguments
@@ -29,6 +29,7 @@ __all__ = [
     "WeightedBudget",
     "build_collator",
     "build_processor",
+    "fit_arguments",
     "last_complete_checkpoint",
     "load_trained_parts",
     "parse_budget",

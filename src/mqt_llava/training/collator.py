@@ -155,9 +155,11 @@ class BudgetCollator:
 
     def _check_ends(self, batch: dict) -> None:
         """Says once that no answer ends with what ends an answer; the templates of released LLaVAs leave it out."""
+        if not self.expects_ends:
+            return
         eos_token_id = self.processor.tokenizer.eos_token_id
         pairs = [pair for ids, mask in zip(batch["input_ids"], batch["assistant_masks"]) for pair in zip(ids, mask)]
-        if self.expects_ends and (eos_token_id, 1) not in pairs:
+        if (eos_token_id, 1) not in pairs:
             logger.warning(
                 "No answer ends with %r, so the model does not learn where to stop. Pass a `chat_template` that "
                 "writes it within {%% generation %%}, such as examples/train/llava_1_5.jinja.",

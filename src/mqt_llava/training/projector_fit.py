@@ -4,6 +4,7 @@ projector makes of the image, averaged over a cell of it for each query.
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,30 @@ from .collator import blank_image
 from .query_cells import pooling_weights
 from .records import read_record
 from .teachers import SharedTeacher, check_is_llava
+
+
+def fit_arguments(
+    args: TrainingArguments, *, max_steps: int, learning_rate: float, batch_size: int
+) -> TrainingArguments:
+    """
+    Of stage 0 in front of a training: as the training's own, and logged to `fit` in its folder.
+
+    Args:
+        args: Of the training.
+        max_steps, learning_rate, batch_size: Of stage 0; the batch of each device.
+    """
+    shared = ("seed", "bf16", "use_cpu", "report_to", "disable_tqdm", "dataloader_num_workers")
+    return TrainingArguments(
+        str(Path(str(args.output_dir)) / "fit"),
+        max_steps=max_steps,
+        learning_rate=learning_rate,
+        per_device_train_batch_size=batch_size,
+        lr_scheduler_type="cosine",
+        warmup_steps=max_steps // 10,
+        logging_steps=max(1, max_steps // 20),
+        save_strategy="no",
+        **{name: getattr(args, name) for name in shared},
+    )
 
 
 class ImageCollator:
@@ -65,7 +90,8 @@ class ProjectorFit(nn.Module):
         # No submodules: what is not trained is not saved.
         self.teacher = SharedTeacher(llava, model)
         self.num_patches = self.teacher.num_visual_tokens(blank_image(processor)["pixel_values"])
-        self.pooling = pooling_weights(order, len(self.resampler.query), math.isqrt(self.num_patches))
+        pooling = pooling_weights(order, len(self.resampler.query), math.isqrt(self.num_patches))
+        self.register_buffer("pooling", pooling, persistent=False)
 
     @torch.no_grad()
     def place_queries(self) -> None:
@@ -80,7 +106,7 @@ class ProjectorFit(nn.Module):
             tokens = self.teacher.projector(patches).float()
         visual_tokens = self.resampler(patches)
         with torch.autocast(tokens.device.type, enabled=False):  # which would round the sums
-            error = (visual_tokens.float() - self.pooling.to(tokens) @ tokens).square().mean()
+            error = (visual_tokens.float() - self.pooling @ tokens).square().mean()
             variance = (tokens - tokens.mean((0, 1))).square().mean()
         return {"loss": error / variance * has_images}
 
