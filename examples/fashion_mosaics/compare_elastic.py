@@ -12,6 +12,7 @@ already are not repeated, and those that were stopped go on.
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from compressors import CLASSES
@@ -83,66 +84,69 @@ def stages(steps: int) -> list:
     return ["--list_steps", steps * 250 // 4000, "--position_steps", steps * 1500 // 4000]
 
 
-def plan(name: str, total: float, flags: list) -> tuple[list, dict[str, float]]:
-    """
-    The arguments of a variant whose training takes a given number of FLOPs.
+def with_steps(own: list, steps: int) -> list:
+    return [*own, "--max_steps", steps, *(stages(steps) if "--from_scratch" in own else [])]
 
-    Args:
-        name: Of the variant.
-        total: FLOPs.
-        flags: Of every training.
 
-    Returns:
-        The arguments, and the counted FLOPs of stage 0 and of what follows.
-    """
-    own = [*flags, *VARIANTS[name]]
-
-    def with_steps(steps: int) -> list:
-        return [*own, "--max_steps", steps, *(stages(steps) if "--from_scratch" in own else [])]
-
-    args = parse(ElasticTrainingArguments, with_steps(1600))
+def count(own: list) -> dict[str, float]:
+    """FLOPs of a variant's stage 0, and of a step of what follows."""
+    args = parse(ElasticTrainingArguments, with_steps(own, 1600))
     first, build_trainer = build_trainers(args)
     fit = flops(first, first.model.teacher.base) if first else 0
     trainer = build_trainer()
     models = [trainer.model] if trainer.teacher is None else [trainer.model, trainer.teacher.llava]
-    one_step = flops(trainer, *models) / args.max_steps
-    steps = int((total - fit) / one_step)
-    if steps < 1:
-        sys.exit(f"--share: {name} would not make a step beside its stage 0.")
-    return with_steps(steps), {"fit_flops": fit, "flops": steps * one_step}
+    return {"fit_flops": fit, "step_flops": flops(trainer, *models) / args.max_steps}
+
+
+def kept(path: Path, key: dict, make: Callable[[], dict]) -> dict:
+    """What was made for a key, out of a file or into it."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({"key": key, **make()}))
+    found = json.loads(path.read_text())
+    if found["key"] != key:
+        sys.exit(f"{path} is about {found['key']}, but this call about {key}: take another folder.")
+    return found
 
 
 def main():
     parser = study_parser(__doc__, "runs/compare-elastic", seeds=[1, 2, 3, 4, 5], mosaics=500)
     parser.add_argument("--llava", type=Path, default=Path("runs/llava"), help="what train_llava.py has trained")
     parser.add_argument("--share", type=float, default=0.2, help="FLOPs of a training, of those of the LLaVA's")
+    parser.add_argument(
+        "--counts", type=Path, default=Path("runs/flops"), help="folder for what was counted, at any share"
+    )
     parser.add_argument("--train-flags", nargs=argparse.REMAINDER, default=[], help="for both train_*.py")
     args = parser.parse_args()
 
     flags = ["--use_cpu", "true"] if args.device == "cpu" else []
     flags += ["--data_folder", args.data_folder, *args.train_flags]
-    trainer = build_llava_trainer(parse(LlavaTrainingArguments, flags))
-    whole = flops(trainer, trainer.model)
+
+    def whole_training() -> dict[str, float]:
+        trainer = build_llava_trainer(parse(LlavaTrainingArguments, flags))
+        return {"flops": flops(trainer, trainer.model)}
+
+    llava = {"llava": str(args.llava)}
+    kept(args.output / "study.json", {**llava, "share": args.share}, dict)
+    whole = kept(args.counts / "llava.json", llava, whole_training)["flops"]
 
     def run(name: str, seed: int) -> dict:
         if name == "llava":
             return {"variant": name, "seed": seed, "evaluation": evaluate(args, args.llava, args.output / name, [])}
+        own = [*flags, "--llava", str(args.llava), *VARIANTS[name]]
+        counted = kept(args.counts / f"{name}.json", llava, lambda: count(own))
+        total = (args.share + (name == "scratch_whole")) * whole
+        steps = int((total - counted["fit_flops"]) / counted["step_flops"])
+        if steps < 1:
+            sys.exit(f"--share: {name} would not make a step beside its stage 0.")
         folder = args.output / f"{name}-{seed}"
-        path = args.output / f"{name}.json"
-        if not path.exists():  # the same for every seed, and when a run goes on
-            total = (args.share + (name == "scratch_whole")) * whole
-            arguments, counted = plan(name, total, [*flags, "--llava", str(args.llava)])
-            write_atomically(path, json.dumps([arguments, {**counted, "share": args.share}]))
-        arguments, counted = json.loads(path.read_text())
-        if counted["share"] != args.share or arguments[arguments.index("--llava") + 1] != str(args.llava):
-            sys.exit(f"{path} was made for another --share or --llava: take another --output.")
         budgets = [name.removeprefix("qt_")] if name.startswith("qt_") else BUDGETS
         compressor = ["--compressor", name] if name in CLASSES else []
         state, evaluation = train_and_evaluate(
             args,
             folder,
             "train_elastic.py",
-            ["--seed", seed, *arguments],
+            ["--seed", seed, *with_steps(own, steps)],
             ["--num-visual-tokens", *(SQUARES if compressor else budgets), *compressor],
         )
         return {
@@ -150,12 +154,12 @@ def main():
             "seed": seed,
             "arguments": VARIANTS[name],
             "steps": state["global_step"],
-            **counted,
+            "fit_flops": counted["fit_flops"],
+            "flops": state["global_step"] * counted["step_flops"],
             "loss": losses(state),
             "evaluation": evaluation,
         }
 
-    args.output.mkdir(parents=True, exist_ok=True)
     run_all(args, VARIANTS, run, llava_flops=whole)
 
 

@@ -84,7 +84,7 @@ def test_what_needs_no_compressor(llava):
 @pytest.mark.slow
 def test_all_variants_take_the_same_flops(llava, dataset, tmp_path):
     command = [sys.executable, FOLDER / "compare_elastic.py", "--llava", llava, "--output", tmp_path, "--seeds", 1]
-    command += ["--data-folder", dataset, "--mosaics", 2, "--share", 3]
+    command += ["--data-folder", dataset, "--mosaics", 2, "--share", 3, "--counts", tmp_path / "flops"]
     command += ["--variants", "labels", "qt_4", "--train-flags", "--max_steps", 8]
     command += ["--per_device_train_batch_size", 4, "--save_steps", 1, "--dataloader_num_workers", 0]
     subprocess.run(list(map(str, command)), check=True)
