@@ -8,7 +8,7 @@ together, as in train.py: to list everything, then to find rows, columns and sin
 question. Called again with the same folder, it goes on from the last checkpoint.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from mosaics import ITEM_PIXELS, SIDE
@@ -24,6 +24,7 @@ from transformers import (
 
 from mqt_llava import MQTLlavaProcessor
 from mqt_llava.training import BudgetCollator, FixedBudget, last_complete_checkpoint
+from mqt_llava.training.checkpoints import load_weights
 
 
 PATCH = ITEM_PIXELS // 2
@@ -34,7 +35,7 @@ NUM_PATCHES = (SIDE * ITEM_PIXELS // PATCH) ** 2
 class LlavaTrainingArguments(TinyTrainingArguments):
     output_dir: str = "runs/llava"
     save_steps: int = 100
-    max_steps: int = field(default=4000)
+    max_steps: int = 3000
 
 
 class LlavaCollator(BudgetCollator):
@@ -67,11 +68,18 @@ def as_llava(processor: MQTLlavaProcessor) -> LlavaProcessor:
     )
 
 
-def build_trainer(args: LlavaTrainingArguments) -> Trainer:
+class LlavaTrainer(Trainer):
+    """Trainer's own way would pass over a LLaVA's weights, whose names in a file are not those in memory."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        load_weights(self.model, resume_from_checkpoint)
+
+
+def build_trainer(args: LlavaTrainingArguments) -> LlavaTrainer:
     dataset = MosaicConversations(args)
     processor = build_processor(dataset, num_visual_tokens=NUM_PATCHES)
     collator = LlavaCollator(processor, FixedBudget(NUM_PATCHES), seed=args.seed)
-    return Trainer(
+    return LlavaTrainer(
         build_llava(processor.tokenizer),
         args,
         data_collator=collator,

@@ -1,6 +1,7 @@
 """The study of how a LLaVA is made elastic: its scripts, with noise for photos."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -30,7 +31,7 @@ def run(script, dataset, **options):
 
 @pytest.fixture(scope="module")
 def llava(dataset, tmp_path_factory):
-    return run("train_llava.py", dataset, output_dir=tmp_path_factory.mktemp("study") / "llava")
+    return run("train_llava.py", dataset, output_dir=tmp_path_factory.mktemp("study") / "llava", max_steps=3)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,15 @@ def test_a_llava_learns_to_be_elastic(llava, dataset, tmp_path, compressor, opti
         list(map(str, [*argv, "--mosaics", 2, "--data-folder", dataset]))
     )
     assert set(results["presence"]["accuracy"]) == {1, 4}
+
+
+def test_the_llava_goes_on_where_it_was_stopped(llava, dataset, tmp_path):
+    """Its weights have other names in a checkpoint than in memory."""
+    shutil.copytree(llava / "checkpoint-2", tmp_path / "stopped" / "checkpoint-2")
+    resumed = run("train_llava.py", dataset, output_dir=tmp_path / "stopped", max_steps=3)
+    torch.testing.assert_close(
+        *(load_file(folder / "model.safetensors") for folder in (resumed, llava)), rtol=0, atol=0
+    )
 
 
 def test_the_llava_itself_is_evaluated(llava, dataset):

@@ -3,11 +3,13 @@
 import copy
 import json
 import random
+import shutil
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from mqt_llava import MQTLlavaForConditionalGeneration
 from mqt_llava.training import (
@@ -52,13 +54,14 @@ def image_rows(rows):
     return [row for row in rows if row["images"]]
 
 
-def build_trainer(model, processor, rows, output_dir, budget=None, compute_loss_func=None, **kwargs):
+def build_trainer(model, processor, rows, output_dir, budget=None, compute_loss_func=None, eval_rows=None, **kwargs):
     settings = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1}
     settings |= {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
     args = MQTLlavaTrainingArguments(output_dir=str(output_dir), **{**settings, **kwargs})
     collator = BudgetCollator(processor, budget or UniformBudget(1, 16), seed=args.seed)
-    dataset = ConversationDataset(rows)
-    return MQTLlavaTrainer(model, args, collator, train_dataset=dataset, compute_loss_func=compute_loss_func)
+    datasets = {"train_dataset": ConversationDataset(rows)}
+    datasets |= {"eval_dataset": ConversationDataset(eval_rows)} if eval_rows else {}
+    return MQTLlavaTrainer(model, args, collator, **datasets, compute_loss_func=compute_loss_func)
 
 
 @pytest.mark.parametrize(
@@ -253,6 +256,37 @@ class TestCheckpoints:
         trainer.train(resume_from_checkpoint=True)
         for name, tensor in start.state_dict().items():
             assert torch.equal(tensor, model.state_dict()[name]), name
+
+    def test_experts_go_on_too(self, model, embedded_processor, rows, tmp_path):
+        """Their weights have other names in a checkpoint than in memory."""
+        config, llama = copy.deepcopy(model.config), model.config.text_config
+        names = ("hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size", "pad_token_id")
+        sizes = {name: getattr(llama, name) for name in names}
+        config.text_config = AutoConfig.for_model(
+            "mixtral", **sizes, num_hidden_layers=1, intermediate_size=64, num_local_experts=2
+        )
+        start = MQTLlavaForConditionalGeneration(config)
+        whole, settings = copy.deepcopy(start), {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+        build_trainer(whole, embedded_processor, rows, tmp_path, **settings).train()
+        shutil.rmtree(tmp_path / "checkpoint-4")
+        build_trainer(start, embedded_processor, rows, tmp_path, **settings).train(resume_from_checkpoint=True)
+        torch.testing.assert_close(start.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+    @pytest.mark.parametrize("parts", [["resampler"], ["resampler", "language_model"]])
+    def test_the_best_checkpoint_is_what_is_left(self, model, embedded_processor, rows, tmp_path, parts):
+        settings = {"trained_parts": parts, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+        settings |= {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+        settings |= {"metric_for_best_model": "loss", "greater_is_better": True}  # so it is not the last
+        trainer = build_trainer(
+            model, embedded_processor, rows, tmp_path, FixedBudget(4), eval_rows=rows[:4], **settings
+        )
+        trainer.train()
+        assert trainer.state.best_model_checkpoint != str(tmp_path / "checkpoint-3")
+        left = copy.deepcopy(model.state_dict())
+        trainer._load_from_checkpoint(tmp_path / "checkpoint-3")
+        assert any(not torch.equal(tensor, left[name]) for name, tensor in model.state_dict().items())
+        trainer._load_from_checkpoint(trainer.state.best_model_checkpoint)
+        torch.testing.assert_close(model.state_dict(), left, rtol=0, atol=0)
 
     @pytest.mark.parametrize(
         ("change", "message"),

@@ -68,6 +68,18 @@ def _shape_of(config: dict, prefix: str = "") -> dict:
     return settings
 
 
+def load_weights(model: PreTrainedModel, folder: str | Path) -> None:
+    """
+    Loads what `save_pretrained` has written of a model into another of the same kind, which keeps its dtypes.
+
+    Trainer takes a file's names for those in memory. Mixtures of experts, LLaVA and others are saved under other
+    names, which it would pass over with a warning.
+    """
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32  # which holds what the others do
+    model.load_state_dict(type(model).from_pretrained(folder, dtype=dtype).state_dict())
+
+
 def save_trained_parts(state_dict: dict[str, torch.Tensor], folder: str | Path) -> None:
     """Writes `trained_parts.safetensors`, whole or not at all."""
     path = Path(folder) / TRAINED_PARTS_NAME

@@ -18,7 +18,13 @@ from transformers import LlavaForConditionalGeneration, PreTrainedModel, Process
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.trainer_utils import TrainOutput
 
-from .checkpoints import check_same_model, last_complete_checkpoint, load_trained_parts, save_trained_parts
+from .checkpoints import (
+    check_same_model,
+    last_complete_checkpoint,
+    load_trained_parts,
+    load_weights,
+    save_trained_parts,
+)
 from .collator import BudgetCollator
 from .dataset import ConversationDataset
 from .distillation import IGNORED, answer_logits, divergence
@@ -314,7 +320,15 @@ class MQTLlavaTrainer(Trainer):
             self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.saves_parts_alone and not self.is_fsdp_enabled:
+        if self.is_fsdp_enabled or self.is_peft:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        elif self.saves_parts_alone:
             load_trained_parts(self.model, resume_from_checkpoint)
         else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            load_weights(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_peft:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
