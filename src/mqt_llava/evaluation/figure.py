@@ -35,7 +35,9 @@ def draw(rows: list[Row]) -> "Figure":
     Raises:
         ImportError: matplotlib is not installed.
     """
-    panels: dict[str, list[Row]] = {name: [] for name in sorted(dict.fromkeys(row.benchmark for row in rows), key=order)}
+    panels: dict[str, list[Row]] = {
+        name: [] for name in sorted(dict.fromkeys(row.benchmark for row in rows), key=order)
+    }
     for row in rows:
         panels[row.benchmark].append(row)
     columns = min(COLUMNS, len(panels))

@@ -116,8 +116,8 @@ def draw_curve(axis: Axes, found: dict[str, Any]) -> None:
     label = "oracle: the best level for each, as if known beforehand"
     plot([found["oracle"]], "*", color=GREEN, markersize=12, label=label)
     tokens, accuracy = found["chosen"]
-    where = {"xytext": (6, -15), "textcoords": "offset points", "color": BLUE}
-    axis.annotate(f"{tokens:.2f} tokens, {accuracy:.2%}", (tokens, 100 * accuracy), **where)
+    text, point = f"{tokens:.2f} tokens, {accuracy:.2%}", (tokens, 100 * accuracy)
+    axis.annotate(text, point, (6, -15), textcoords="offset points", color=BLUE)
     visual_token_axis(axis, [int(number) for number, _ in found["fixed"]])
     axis.margins(y=0.12)
 
