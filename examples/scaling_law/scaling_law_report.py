@@ -113,17 +113,18 @@ def draw_panel(axis: Axes, fit: ScalingFit, Q: int, hollow: set[tuple[float, flo
             face = "white" if (N, point.tokens) in hollow else color
             flops = request_flops(N, point.tokens, Q)
             axis.plot(flops, 1 - point.score, marker, color=color, markerfacecolor=face)
-    for T, offset, side in ((tokens[0], (5, 6), "left"), (tokens[-1], (-4, -14), "right")):
+    best = best_tokens(fit, fit.law, Q)
+    free = ((0, 9), "center") if best < tokens[-1] else ((-4, -14), "right")  # of other curves
+    for T, (offset, side) in ((tokens[0], ((5, 6), "left")), (tokens[-1], free)):
         point = (request_flops(sizes[0], T, Q), fit.law.predict(sizes[0], T))
         words = f"{T:g} visual token{'s' * (T > 1)}"
         axis.annotate(words, point, offset, textcoords="offset points", ha=side, fontsize=9)
-    best = best_tokens(fit, fit.law, Q)
     N = np.geomspace(sizes[0], sizes[-1], 50)
     label = "best for these FLOPs"
     axis.plot(request_flops(N, best, Q), fit.law.predict(N, best), ":", color=INK, linewidth=2.5, label=label)
     if hollow:
         axis.plot([], [], "o", color=INK, markerfacecolor="white", label="hollow: a score in doubt")
-    most = ", the most that there are" if best == tokens[-1] else ""
+    most = " (the most)" if best == tokens[-1] else ""
     axis.set_title(f"{Q} text tokens: best with {best:.3g} visual token{'s' * (best > 1)}{most}")
     axis.set_xscale("log")
     axis.margins(y=0.1)
