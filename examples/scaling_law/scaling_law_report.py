@@ -114,7 +114,7 @@ def draw_panel(axis: Axes, fit: ScalingFit, Q: int, hollow: set[tuple[float, flo
             flops = request_flops(N, point.tokens, Q)
             axis.plot(flops, 1 - point.score, marker, color=color, markerfacecolor=face)
     best = best_tokens(fit, fit.law, Q)
-    free = ((0, 9), "center") if best < tokens[-1] else ((-4, -14), "right")  # of other curves
+    free = ((-16, 10), "left") if best < tokens[-1] else ((-4, -14), "right")  # of other curves
     for T, (offset, side) in ((tokens[0], ((5, 6), "left")), (tokens[-1], free)):
         point = (request_flops(sizes[0], T, Q), fit.law.predict(sizes[0], T))
         words = f"{T:g} visual token{'s' * (T > 1)}"

@@ -94,7 +94,7 @@ def draw_report(found: dict[str, Any]) -> Figure:
     levels.margins(y=0.1)
     levels.grid(axis="x", visible=False)
     levels.set_title(f"{found['num_prompts']} prompts, {len(found['too_early'])} stopped too early")
-    levels.set_xlabel("visual tokens at which a prompt stops")
+    levels.set_xlabel("visual tokens of a prompt")
     levels.set_ylabel("% of the prompts")
     return figure
 
@@ -111,13 +111,12 @@ def draw_curve(axis: Axes, found: dict[str, Any]) -> None:
         axis.plot([tokens for tokens, _ in points], [100 * accuracy for _, accuracy in points], style, **how)
 
     plot(found["curve"], "-", color=BLUE, label="adaptive, one point for each confidence")
-    plot([found["chosen"]], "o", color=BLUE, markersize=9, label="adaptive, at the confidence that was chosen")
-    plot(found["fixed"], "s--", color=ORANGE, label="the same number of tokens for all")
-    label = "oracle: the best level for each, as if known beforehand"
-    plot([found["oracle"]], "*", color=GREEN, markersize=12, label=label)
     tokens, accuracy = found["chosen"]
-    text, point = f"{tokens:.2f} tokens, {accuracy:.2%}", (tokens, 100 * accuracy)
-    axis.annotate(text, point, (6, -15), textcoords="offset points", color=BLUE)
+    label = f"adaptive, as chosen: {tokens:.2f} tokens, {accuracy:.2%}"
+    plot([found["chosen"]], "o", color=BLUE, markersize=9, label=label)
+    plot(found["fixed"], "s--", color=ORANGE, label="the same number of tokens for all")
+    label = "oracle, which knows the best level of each"
+    plot([found["oracle"]], "*", color=GREEN, markersize=12, label=label)
     visual_token_axis(axis, [int(number) for number, _ in found["fixed"]])
     axis.margins(y=0.12)
 
