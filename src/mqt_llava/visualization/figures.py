@@ -6,11 +6,13 @@ They are in the style of [`mqt_llava.plotting`], 9 inches wide: 900 pixels at 10
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
+from torch import nn
 
 from ..plotting import BLUE, COLOUR_MAP, GRAY, ORANGE, WIDTH, YELLOW, in_style, new_figure, visual_token_axis
 from .changes import largest_changes
@@ -18,7 +20,6 @@ from .queries import coverage
 
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
@@ -73,7 +74,7 @@ def draw_heatmaps(
     for axis, column_title in zip(axes[0, 1:], column_titles):
         axis.set_title(column_title)
     for row, heats, row_title in zip(axes[:, 1:], heatmaps, row_titles):
-        label_row(row[0], row_title)
+        row[0].text(-0.05, 0.5, row_title, transform=row[0].transAxes, rotation=90, ha="right", va="center")
         for axis, heatmap in zip(row, heats):
             if heatmap is None:
                 continue
@@ -93,11 +94,6 @@ def glow() -> Colormap:
     )
 
 
-def label_row(axis: Axes, text: str) -> None:
-    """A row's title, upright on the left of a panel without axes."""
-    axis.text(-0.05, 0.5, text, transform=axis.transAxes, rotation=90, ha="right", va="center")
-
-
 @in_style
 def draw_queries(maps: torch.Tensor) -> Figure:
     """
@@ -109,22 +105,25 @@ def draw_queries(maps: torch.Tensor) -> Figure:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    num_heads, num_queries = maps.shape[:2]
-    panel = WIDTH / (num_heads + 2)
-    figure = new_figure(0.8 + 0.96 * panel * num_queries)
-    axes = figure.subplots(num_queries, num_heads + 1, squeeze=False)
+    num_heads, num_queries, side, _ = maps.shape
     maps = maps.float().cpu()
-    for query, row in enumerate(axes):
-        for column, axis in enumerate(row):
-            heat = maps[:, query].mean(0) if column == 0 else maps[column - 1, query]
-            picture = axis.imshow(heat, cmap=COLOUR_MAP, vmin=0, vmax=1)
-            axis.set_axis_off()
-            if query == 0:
-                axis.set_title("mean" if column == 0 else f"head {column - 1}")
-        label_row(row[0], f"query {query}")
-    figure.colorbar(
-        picture, ax=axes, location="bottom", shrink=0.5, aspect=40, label="share of the query's attention on a patch"
+    step = side + -(-side // 4)  # with a gap
+    maps = torch.cat([maps.mean(0, keepdim=True), maps])
+    maps = nn.functional.pad(maps, (0, step - side, 0, step - side), value=math.nan)
+    figure = new_figure(1 + 0.9 * WIDTH * num_queries / (num_heads + 1))
+    axis = figure.subplots()
+    # All maps as one picture: as many axes take seconds to lay out.
+    picture = axis.imshow(maps.permute(1, 2, 0, 3).flatten(2).flatten(0, 1), cmap=COLOUR_MAP, vmin=0, vmax=1)
+    middles = [step * place + (side - 1) / 2 for place in range(max(num_queries, num_heads + 1))]
+    axis.set_xticks(middles[: num_heads + 1], ["mean", *(f"head {head}" for head in range(num_heads))])
+    axis.set_yticks(
+        middles[:num_queries], [f"query {query}" for query in range(num_queries)], rotation=90, va="center"
     )
+    axis.tick_params(length=0, labeltop=True, labelbottom=False)
+    axis.spines[:].set_visible(False)
+    axis.grid(False)
+    label = "share of the query's attention on a patch"
+    figure.colorbar(picture, location="bottom", shrink=0.5, aspect=40, label=label)
     return figure
 
 
