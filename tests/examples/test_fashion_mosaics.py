@@ -169,6 +169,20 @@ def test_comparison_is_reported(name, page, num_tables, tmp_path, capsys):
     assert len(tables) == num_tables and all(table in shown for table in tables)
 
 
+def test_the_elastic_study_is_reported(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    report = load_script("examples/fashion_mosaics/compare_elastic_report.py")
+    budgets = {"llava": [64], "coarse": [1, 2, 4, 8, 16], "qt_4": [4], "average_pooling": [1, 4, 16]}
+    lines = [
+        {"variant": name, "evaluation": {kind: {"accuracy": dict.fromkeys(numbers, 0.9)} for kind in report.QUESTIONS}}
+        for name, numbers in budgets.items()
+    ]
+    (tmp_path / "elastic.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    report.main(["--results", str(tmp_path / "elastic.jsonl"), "--figure", str(tmp_path / "figure.png")])
+    assert "| `coarse` - LLaVA at m = 16 | 0.0 |" in capsys.readouterr().out
+    assert Image.open(tmp_path / "figure.png").size[0] == 1350
+
+
 def test_readme_snippets_run_when_pasted(monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
