@@ -4,8 +4,7 @@ Shows where an answer comes from, what each query looks at, and what more visual
     python examples/explain.py --image examples/images/mosaic_0.png --question "List the items in the second row."
 
 Saves heatmaps.png (a row for each of the answer's tokens that the budget matters most to), visual_tokens.png (the
-answer through one visual token at a time), queries.png, coverage.png and changes.png. Needs `pip install ".[visual]"`,
-and takes about ten seconds with the embedded checkpoint.
+answer through one visual token at a time), queries.png, coverage.png and changes.png. Needs `pip install ".[visual]"`.
 `--output docs/images/explain` alone makes the documentation's figures again.
 """
 

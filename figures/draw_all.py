@@ -3,7 +3,7 @@ Draws every picture of docs/images again, but for demo_web.png, a photo of the b
 
     python figures/draw_all.py
 
-Pictures of the embedded checkpoint are made with it, in a minute. All else is drawn from what is committed: the JSON
+Pictures of the embedded checkpoint are made with it. All else is drawn from what is committed: the JSON
 files in benchmarks/results and model_cards, whose scripts say how they were measured, and published figures.
 """
 

@@ -59,7 +59,7 @@ def draw(accuracies: dict, best: str) -> Figure:
         axis.axhline(most, color=INK, linestyle=":", label="the LLaVA that they are made of, 64 tokens")
         for label, color, style, points in (
             ("one elastic model", BLUE, "o-", [(best, m) for m in budgets]),
-            ("an elastic model's means for one number", ORANGE, "s", [(f"qt_{m}", m) for m in SQUARES]),
+            ("trained at one number alone, by the same means", ORANGE, "s", [(f"qt_{m}", m) for m in SQUARES]),
             ("average pooling", GREEN, "^--", [("average_pooling", m) for m in SQUARES]),
             ("image scaled down", GRAY, "v--", [("scaled_image", m) for m in SQUARES]),
         ):
@@ -70,7 +70,7 @@ def draw(accuracies: dict, best: str) -> Figure:
         visual_token_axis(axis, budgets)
         axis.set_ylim(None, 105)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    figure.supylabel("% of answers that are right")
+    figure.supylabel("% of answers that are right, mean and 95% interval")
     return figure
 
 
