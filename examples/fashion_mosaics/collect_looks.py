@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(REPOSITORY / "model_cards" / "mqt-llava-tiny"))
     parser.add_argument("--testbed", default="mosaics", help="a module beside this one that draws and asks")
-    parser.add_argument("--levels", type=int, nargs="+", help="visual tokens up to M; 1, 2, 4, 8, ... and M by default")
+    parser.add_argument("--levels", type=int, nargs="+", help="visual tokens; 1, 2, 4, ... and M by default")
     parser.add_argument("--mosaics", type=int, default=2000)
     parser.add_argument("--places", type=int, default=16, help="first tokens of an answer that are kept")
     parser.add_argument("--max-new-tokens", type=int, default=80)
