@@ -23,7 +23,7 @@ from transformers import AutoProcessor
 
 from mqt_llava import MQTLlavaForConditionalGeneration
 from mqt_llava.files.atomic_file import write_atomically
-from mqt_llava.models.adaptive_budget import AdaptiveBudget, checkpoint_digest, confidence_in
+from mqt_llava.models.adaptive_budget import AdaptiveBudget, checkpoint_digest
 from mqt_llava.planning import Calibration, draw_report, report_calibration
 from mqt_llava.planning.calibration import exact_match
 from mqt_llava.planning.learn_then_test import binomial_cdf
@@ -39,7 +39,8 @@ def collect(args: argparse.Namespace, model) -> Calibration:
     items = load_items("t10k", args.data_folder)
     rows = [{**row, "messages": row["messages"][:1]} for row in ask(random.Random(args.seed), items, args.pool)]
     rows.sort(key=lambda row: row["messages"][0]["content"][-1]["text"])  # a batch takes as long as its longest answer
-    levels = AdaptiveBudget(args.levels).levels_for(model.config.max_visual_tokens)
+    budget = AdaptiveBudget(args.levels, num_probed_tokens=args.probed_tokens)
+    levels = budget.levels_for(model.config.max_visual_tokens)
     processor = AutoProcessor.from_pretrained(args.model)
     questions = read_questions(rows, need_answers=False)
     answers = answer_at_levels(model, processor, questions, levels, args.probed_tokens, BATCH_SIZE, 80, args.log)
@@ -47,7 +48,7 @@ def collect(args: argparse.Namespace, model) -> Calibration:
     return Calibration(
         levels,
         scores,
-        confidence_in(answers.logprobs)[0],
+        budget.confidence_in(answers.logprobs, answers.has_ended),
         args.probed_tokens,
         reference="answers at M",
         ids=[question.id for question in questions],
