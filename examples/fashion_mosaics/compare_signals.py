@@ -8,10 +8,12 @@ Which signal tells best whether a level of visual tokens suffices?
 Each rule of signals.py is fitted on the mosaics of one half of the test items and judged on those of the other, in
 mixtures from coarse questions to fine ones alone. Fewer visual tokens at equal agreement count: the fewest with which
 at most a share of the answers, the risk, differs from those at M; the threshold, one number for each rule, is taken
-where that is so on the judged half. Intervals are of a bootstrap over mosaics, paired with today's rule.
+where that is so on the judged half. Intervals are of a bootstrap over mosaics, paired with the plainest rule, the least
+probability of the first tokens.
 
-A rule of the 20 best tokens' log-probabilities is better than today's where, at a risk of 2%, its interval lies below
-zero in every mixture, and at no risk and in no mixture above. The first such rule should become the default.
+A rule of the 20 best tokens' log-probabilities is better than that where, at a risk of 2%, its interval lies below zero
+in every mixture, and at no risk and in no mixture above. The simplest of these is the default of `AdaptiveBudget`; sets
+of levels and numbers of places are compared by that.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from collect_looks import Looks, read_looks
-from signals import TODAY, Rule, least_probability, make_rules, measure
+from signals import LEAST, Rule, Signals, confidence, make_rules, measure
 
 from mqt_llava.files.atomic_file import write_atomically
 from mqt_llava.models.adaptive_budget import AdaptiveBudget
@@ -190,13 +192,13 @@ class Study:
             {risk: curve.choose(risk) for risk in RISKS},
         )
 
-    def compare_rules(self, levels: list[int]) -> dict[str, dict]:
+    def compare_rules(self, levels: list[int], signals: Signals) -> dict[str, dict]:
         """All rules by name, climbing these levels."""
         chosen = self.indices(levels)
-        rules = make_rules(self.looks, chosen, measure(self.looks, chosen, self.num_places), self.is_fit, self.weights)
+        rules = make_rules(self.looks, chosen, signals, self.num_places, self.is_fit, self.weights)
         judged, results = {name: self.judge(rule, levels) for name, rule in rules.items()}, {}
         for name, rule in rules.items():
-            at_risk = judged[name].against(judged[TODAY])
+            at_risk = judged[name].against(judged[LEAST])
             for risk, row in at_risk.items():
                 row["by_kind"] = dict(zip(self.kinds, judged[name].curve.by_kind(judged[name].chosen[float(risk)])))
                 row["with_threshold_of_fitting_half"] = self.transfer(rule, float(risk), levels)
@@ -226,29 +228,33 @@ class Study:
     def transfer(self, rule: Rule, risk: float, levels: list[int]) -> dict[str, float]:
         """What the threshold that keeps the risk on the fitting half comes to on the judged one."""
         thresholds = find_thresholds(rule.scores[self.is_fit])
-        best = thresholds[self.trace(rule, levels, self.is_fit, thresholds).choose(risk)]
+        fitted = self.trace(rule, levels, self.is_fit, thresholds)
+        best = thresholds[fitted.choose(risk)]
         tokens, differs = self.trace(rule, levels, ~self.is_fit, np.array([best])).means()
-        return {"tokens": round(float(tokens[0]), 4), "differ": round(float(differs[0]), 4)}
+        return {
+            "fitted_tokens": round(float(fewest_tokens(*fitted.means(), risk)), 4),
+            "tokens": round(float(tokens[0]), 4),
+            "differ": round(float(differs[0]), 4),
+        }
 
-    def judge_today(self, levels: list[int], num_places: int) -> Judged:
-        scores = least_probability(self.looks, self.indices(levels), num_places)
-        scores[..., -1] = np.inf
+    def judge_default(self, levels: list[int], num_places: int) -> Judged:
+        scores = confidence(self.looks, self.indices(levels), num_places, AdaptiveBudget.unended_power)
         return self.judge(Rule(scores), levels)
 
     def compare_levels(self, reference: list[int]) -> dict[str, dict]:
-        """Today's rule with all sets of levels, against these."""
+        """All sets of levels, against these."""
         *lower, most = self.levels
-        today, results = self.judge_today(reference, self.num_places), {}
+        default, results = self.judge_default(reference, self.num_places), {}
         for number in range(2 ** len(lower)):
             levels = [*(level for bit, level in enumerate(lower) if number >> bit & 1), most]
-            results[" ".join(map(str, levels))] = self.judge_today(levels, self.num_places).against(today)
+            results[" ".join(map(str, levels))] = self.judge_default(levels, self.num_places).against(default)
         return results
 
     def compare_places(self, levels: list[int]) -> dict[str, dict]:
-        """Today's rule over fewer or more of the first tokens, against as many as the rules look at."""
-        today, most = self.judge_today(levels, self.num_places), self.looks.logprobs.shape[3]
+        """Fewer or more of the first tokens, against as many as the rules look at."""
+        default, most = self.judge_default(levels, self.num_places), self.looks.logprobs.shape[3]
         numbers = [2**power for power in range(most.bit_length())]
-        return {str(number): self.judge_today(levels, number).against(today) for number in numbers}
+        return {str(number): self.judge_default(levels, number).against(default) for number in numbers}
 
     def bounds(self) -> dict:
         """The same level for all, and the lowest that answers as M does: visual tokens and share that agrees."""
@@ -262,7 +268,7 @@ class Study:
 
 
 def find_better(mixtures: dict[str, dict], rules: str) -> list[str]:
-    """The rules that a server can compute and that are better than today's, the simplest first."""
+    """The rules that a server can compute and that are better than the plainest, the simplest first."""
     better = []
     for name, rule in next(iter(mixtures.values()))[rules].items():
         rows = [of_mixture[rules][name]["at_risk"] for of_mixture in mixtures.values()]
@@ -293,13 +299,16 @@ def main(argv: list[str] | None = None) -> dict:
         "default_levels": default,
         "mixtures": {},
     }
+    signals = [
+        measure(looks, [levels.index(level) for level in climbed], args.places) for climbed in (levels, default)
+    ]
     for name, weights in weigh_kinds(looks.settings["grain"]).items():
         study = Study(looks, weights, args.places, args.seed)
         results["mixtures"][name] = {
             "weights": dict(zip(study.kinds, weights.tolist())),
             **study.bounds(),
-            "rules": study.compare_rules(levels),
-            "rules_at_default_levels": study.compare_rules(default),
+            "rules": study.compare_rules(levels, signals[0]),
+            "rules_at_default_levels": study.compare_rules(default, signals[1]),
             "levels": study.compare_levels(default),
             "places": study.compare_places(default),
         }

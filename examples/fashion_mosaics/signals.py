@@ -11,17 +11,19 @@ import numpy as np
 import torch
 from collect_looks import Looks
 
+from mqt_llava.models.adaptive_budget import CERTAIN, AdaptiveBudget
 
-CERTAIN = 12.0  # log-odds that count as certain
+
+MOST = 12.0  # log-odds that count as certain
 
 
 def log_odds(probability: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
-        return np.clip(np.log(probability) - np.log1p(-probability), -CERTAIN, CERTAIN)
+        return np.clip(np.log(probability) - np.log1p(-probability), -MOST, MOST)
 
 
 def log_distance(distance: np.ndarray) -> np.ndarray:
-    return np.log(np.clip(distance, np.exp(-CERTAIN), None))
+    return np.log(np.clip(distance, np.exp(-MOST), None))
 
 
 @dataclass
@@ -74,9 +76,15 @@ def first_places(looks: Looks, levels: list[int], num_places: int) -> tuple[np.n
     return probabilities, is_behind
 
 
-def least_probability(looks: Looks, levels: list[int], num_places: int) -> np.ndarray:
-    """Today's rule, `(mosaics, kinds, levels)`."""
-    return first_places(looks, levels, num_places)[0][..., 0].min(-1)
+def confidence(looks: Looks, levels: list[int], num_places: int, unended_power: float) -> np.ndarray:
+    """Of an [`AdaptiveBudget`], `(mosaics, kinds, levels)`; at the last level no threshold is above it."""
+    num_tokens = torch.tensor(looks.num_tokens[:, :, levels])
+    logprobs = torch.tensor(looks.logprobs[:, :, levels, :num_places, :2])
+    logprobs[torch.arange(num_places) >= num_tokens[..., None]] = torch.tensor(CERTAIN)
+    budget = AdaptiveBudget(num_probed_tokens=num_places, unended_power=unended_power)
+    scores = budget.confidence_in(logprobs.double(), num_tokens <= num_places).numpy()
+    scores[..., -1] = np.inf
+    return scores
 
 
 def measure(looks: Looks, levels: list[int], num_places: int) -> Signals:
@@ -173,17 +181,19 @@ class Rule:
     climbs: bool = True
 
 
-TODAY = "least probability"
+LEAST = "least probability"
+POWERS = (3, 10, 30, 100)  # of it where an answer has not ended
 
 
 def make_rules(
-    looks: Looks, levels: list[int], signals: Signals, is_fit: np.ndarray, weights: np.ndarray
+    looks: Looks, levels: list[int], signals: Signals, num_places: int, is_fit: np.ndarray, weights: np.ndarray
 ) -> dict[str, Rule]:
     """
     Rules by name, the simplest first. The answers at the last level are what they are about.
 
     Args:
         levels: Indices of the levels that are climbed.
+        signals: At these levels, over `num_places`.
         is_fit: Which mosaics are fitted on, `(mosaics,)`.
         weights: Of the kinds of questions, `(kinds,)`.
     """
@@ -218,6 +228,12 @@ def make_rules(
     product, product_by_level = single("product", log_odds, is_probability=True)
     margin, _ = single("margin", log_odds)
     entropy, _ = single("entropy", log_distance, sign=-1)
+    by_power = {}
+    for power in POWERS:
+        scores = confidence(looks, levels, num_places, power)
+        by_power[f"to the power of {power} unless ended"] = Rule(
+            scores, fit(lambda k, s=scores: log_odds(s[..., k : k + 1]))
+        )
     agreement, _ = single("agreement", lambda share: share)
     movement, _ = single("movement", log_distance, sign=-1)
     with_agreement = fit(both(log_odds(signals.least), signals.agreement))
@@ -227,7 +243,8 @@ def make_rules(
     flat = states.reshape(*states.shape[:3], -1)
     everything = fit(lambda k: np.concatenate([signals.known_at(k), flat[:, :, k]], -1), decay=1e-2)
     return {
-        TODAY: least,
+        LEAST: least,
+        **by_power,
         "product of probabilities": product,
         "margin": margin,
         "entropy": entropy,

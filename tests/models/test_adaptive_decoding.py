@@ -182,13 +182,14 @@ class TestWhatIsReturned:
         ending, going = (answer[0] for answer in new_tokens(generate(tiny_model, inputs, 1), inputs))
         assert ending != going
 
-        def confidence(num_probed, **kwargs):
-            budget = AdaptiveBudget(levels, num_probed_tokens=num_probed, unended_power=1, **CLIMB)
+        def confidence(num_probed, power=1, **kwargs):
+            budget = AdaptiveBudget(levels, num_probed_tokens=num_probed, unended_power=power, **CLIMB)
             return generate(tiny_model, inputs, budget, **kwargs).visual_token_confidence[:, 0].tolist()
 
         first, fourth, ended = confidence(1), confidence(4), confidence(4, eos_token_id=ending)
         assert ended[0] == pytest.approx(first[0]) and ended[0] > 1.01 * fourth[0]
         assert ended[1] == pytest.approx(fourth[1]) and ended[1] < first[1]
+        assert confidence(4, 2, eos_token_id=ending) == pytest.approx([ended[0], ended[1] ** 2])
 
     def test_no_gradients(self, tiny_model, inputs, divided):
         output = generate(tiny_model, inputs, divided, output_logits=True)
