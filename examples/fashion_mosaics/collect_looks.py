@@ -9,7 +9,6 @@ already are not made again, so a run that was stopped goes on.
 """
 
 import argparse
-import importlib
 import json
 import os
 import random
@@ -18,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import mosaics
 import numpy as np
 import torch
-from mosaics import DATASET_FOLDER
 from transformers import AutoProcessor
 from transformers.utils import logging
 
@@ -29,6 +28,7 @@ from mqt_llava.models.adaptive_budget import checkpoint_digest
 
 
 NUM_BEST = 20  # tokens whose log-probabilities a server returns
+TESTBEDS = {"mosaics": mosaics}  # modules that draw pictures and ask about them
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -134,20 +134,20 @@ def look(model, processor, chats: list[list[dict]], encoded, settings: dict) -> 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(REPOSITORY / "model_cards" / "mqt-llava-tiny"))
-    parser.add_argument("--testbed", default="mosaics", help="a module beside this one that draws and asks")
+    parser.add_argument("--testbed", choices=TESTBEDS, default="mosaics")
     parser.add_argument("--levels", type=int, nargs="+", help="visual tokens; 1, 2, 4, ... and M by default")
     parser.add_argument("--mosaics", type=int, default=2000)
     parser.add_argument("--places", type=int, default=16, help="first tokens of an answer that are kept")
     parser.add_argument("--max-new-tokens", type=int, default=80)
     parser.add_argument("--batch-size", type=int, default=100, help="mosaics at once, and in a file")
     parser.add_argument("--seed", type=int, default=5)
-    parser.add_argument("--data-folder", default=DATASET_FOLDER, help="folder with Fashion-MNIST's four files")
+    parser.add_argument("--data-folder", default=mosaics.DATASET_FOLDER, help="folder with Fashion-MNIST's four files")
     parser.add_argument("--output", type=Path, default=Path("runs/looks"), help="folder for the files")
     args = parser.parse_args(argv)
 
     model = MQTLlavaForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(args.model)
-    testbed, most = importlib.import_module(args.testbed), model.config.max_visual_tokens
+    testbed, most = TESTBEDS[args.testbed], model.config.max_visual_tokens
     levels = args.levels or [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
     if levels[-1] != most:
         parser.error(f"--levels must end with {most}, M, whose answers the others are compared with.")

@@ -148,7 +148,7 @@ def fit_logistic(features: np.ndarray, truth: np.ndarray, weights: np.ndarray, d
         torch.tensor(array, dtype=torch.float64) for array in ((features - mean) / deviation, truth, weights)
     )
     weight, bias = (torch.zeros(size, dtype=torch.float64, requires_grad=True) for size in (x.shape[1], 1))
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()
@@ -231,9 +231,8 @@ def make_rules(
     by_power = {}
     for power in POWERS:
         scores = confidence(looks, levels, num_places, power)
-        by_power[f"to the power of {power} unless ended"] = Rule(
-            scores, fit(lambda k, s=scores: log_odds(s[..., k : k + 1]))
-        )
+        odds = fit(lambda k, scores=scores: log_odds(scores[..., k : k + 1]))
+        by_power[f"to the power of {power} unless ended"] = Rule(scores, odds)
     agreement, _ = single("agreement", lambda share: share)
     movement, _ = single("movement", log_distance, sign=-1)
     with_agreement = fit(both(log_odds(signals.least), signals.agreement))
