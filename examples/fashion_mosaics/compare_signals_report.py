@@ -13,12 +13,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from collect_looks import REPOSITORY
 from compare_signals import DECIDING
-from signals import LEAST
+from signals import LEAST, unended
 
 from mqt_llava.models.adaptive_budget import AdaptiveBudget
 
 
-DEFAULT = f"to the power of {AdaptiveBudget.unended_power:g} unless ended"
+DEFAULT = unended(AdaptiveBudget.unended_power)
 SHOWN = ("3 coarse : 1 fine", "all kinds alike", "fine alone")
 COLORS = ("#0072B2", "#D55E00", "#009E73")  # of the palette of Okabe and Ito
 CURVES = {LEAST: "#555555", DEFAULT: "#0072B2", "all known so far": "#009E73"}
@@ -46,6 +46,12 @@ def share(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
+def is_near_default(name: str, results: dict) -> bool:
+    """Whether these levels are the default ones, but for one more or less, or all."""
+    levels, default = set(map(int, name.split())), set(results["default_levels"])
+    return len(levels ^ default) <= 1 or levels == set(results["looks"]["levels"])
+
+
 def to_tables(results: dict) -> list[str]:
     """Of the rules, of the kinds of questions, of the levels, and of the number of places."""
     mixtures = results["mixtures"]
@@ -66,6 +72,7 @@ def to_tables(results: dict) -> list[str]:
         [
             [name.replace(" ", ", "), *(with_looks(mixtures[m][which][name][RISK]) for m in SHOWN)]
             for name in alike[which]
+            if which == "places" or is_near_default(name, results)
         ]
         for which in ("levels", "places")
     )

@@ -17,6 +17,11 @@ from mqt_llava.models.adaptive_budget import CERTAIN, AdaptiveBudget
 MOST = 12.0  # log-odds that count as certain
 
 
+def unended(power: float) -> str:
+    """The name of a rule."""
+    return f"to the power of {power:g} unless ended"
+
+
 def log_odds(probability: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return np.clip(np.log(probability) - np.log1p(-probability), -MOST, MOST)
@@ -232,7 +237,7 @@ def make_rules(
     for power in POWERS:
         scores = confidence(looks, levels, num_places, power)
         odds = fit(lambda k, scores=scores: log_odds(scores[..., k : k + 1]))
-        by_power[f"to the power of {power} unless ended"] = Rule(scores, odds)
+        by_power[unended(power)] = Rule(scores, odds)
     agreement, _ = single("agreement", lambda share: share)
     movement, _ = single("movement", log_distance, sign=-1)
     with_agreement = fit(both(log_odds(signals.least), signals.agreement))
