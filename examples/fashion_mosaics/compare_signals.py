@@ -14,8 +14,8 @@ least probability of the first tokens.
 A rule of the 20 best tokens' log-probabilities is better than that where, at a risk of 2%, its interval lies below
 zero in every mixture, and at no risk and in no mixture above. The simplest kind of rule among these is the default of
 `AdaptiveBudget`, with the power that the fitting half chooses: the one of fewest tokens at a risk of 2% among those
-that need more than the plainest rule at no risk and in no mixture. Sets of levels and numbers of places are compared by
-the default.
+that need more than the plainest rule at no risk and in no mixture. Sets of levels and numbers of places are compared
+by the default.
 """
 
 import argparse
