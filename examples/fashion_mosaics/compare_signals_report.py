@@ -111,7 +111,7 @@ def draw(results: dict) -> plt.Figure:
     rules.set_yticks(range(len(names)), names)
     rules.invert_yaxis()
     rules.set_title(f"{1 - DECIDING:.0%} of answers as at M", fontsize="medium")
-    rules.set_xlabel("visual tokens against the least probability, mean with 95% interval")
+    rules.set_xlabel(f"visual tokens against the {LEAST}")
     rules.grid(alpha=0.3)
     rules.legend(loc="lower right")
     return figure
