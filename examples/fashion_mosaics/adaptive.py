@@ -20,7 +20,7 @@ from evaluate import score
 from mosaics import DATASET_FOLDER, QUESTION_KINDS, draw_mosaic, load_items, to_messages
 from transformers import AutoProcessor
 
-from mqt_llava import MQTLlavaForConditionalGeneration
+from mqt_llava import AdaptiveBudget, MQTLlavaForConditionalGeneration
 from mqt_llava.planning.calibration import calibrate
 
 
@@ -88,6 +88,9 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--levels", type=int, nargs="+", help="visual tokens; M / 16, M / 4 and M by default")
     parser.add_argument("--probed-tokens", type=int, default=8, help="of the answer, whose confidence counts")
     parser.add_argument("--fixed", type=int, nargs="*", default=[2, 8], help="other numbers, to compare with")
+    parser.add_argument(
+        "--unended-power", type=float, default=AdaptiveBudget.unended_power, help="asks more of answers that go on"
+    )
     parser.add_argument("--target", type=float, default=0.003, help="by how much accuracy may fall, on the first half")
     parser.add_argument("--calibration-questions", type=int, default=4000)
     parser.add_argument("--test-questions", type=int, default=4000)
@@ -115,6 +118,7 @@ def main(argv: list[str] | None = None) -> dict:
             target=args.target,
             levels=args.levels,
             num_probed_tokens=args.probed_tokens,
+            unended_power=args.unended_power,
             score=score_any,
             batch_size=BATCH_SIZE,
             max_new_tokens=80,

@@ -25,7 +25,7 @@ from transformers import AutoProcessor
 
 from mqt_llava import MQTLlavaForConditionalGeneration
 from mqt_llava.files.atomic_file import write_atomically
-from mqt_llava.models.adaptive_budget import AdaptiveBudget, checkpoint_digest, confidence_in
+from mqt_llava.models.adaptive_budget import AdaptiveBudget, checkpoint_digest
 from mqt_llava.planning import Calibration, report_calibration
 from mqt_llava.planning.calibration import exact_match
 from mqt_llava.planning.learn_then_test import binomial_cdf
@@ -41,7 +41,8 @@ def collect(args: argparse.Namespace, model) -> Calibration:
     items = load_items("t10k", args.data_folder)
     rows = [{**row, "messages": row["messages"][:1]} for row in ask(random.Random(args.seed), items, args.pool)]
     rows.sort(key=lambda row: row["messages"][0]["content"][-1]["text"])  # a batch takes as long as its longest answer
-    levels = AdaptiveBudget(args.levels).levels_for(model.config.max_visual_tokens)
+    budget = AdaptiveBudget(args.levels, num_probed_tokens=args.probed_tokens, unended_power=args.unended_power)
+    levels = budget.levels_for(model.config.max_visual_tokens)
     processor = AutoProcessor.from_pretrained(args.model)
     questions = read_questions(rows, need_answers=False)
     answers = answer_at_levels(model, processor, questions, levels, args.probed_tokens, BATCH_SIZE, 80, args.log)
@@ -49,8 +50,9 @@ def collect(args: argparse.Namespace, model) -> Calibration:
     return Calibration(
         levels,
         scores,
-        confidence_in(answers.logprobs)[0],
+        budget.confidence_in(answers.logprobs, answers.has_ended),
         args.probed_tokens,
+        args.unended_power,
         reference="answers at M",
         ids=[question.id for question in questions],
         texts=answers.texts,
@@ -124,6 +126,9 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--model", default=str(REPOSITORY / "model_cards" / "mqt-llava-tiny"))
     parser.add_argument("--levels", type=int, nargs="+", help="visual tokens; M / 16, M / 4 and M by default")
     parser.add_argument("--probed-tokens", type=int, default=8, help="of the answer, whose confidence counts")
+    parser.add_argument(
+        "--unended-power", type=float, default=AdaptiveBudget.unended_power, help="asks more of answers that go on"
+    )
     parser.add_argument("--pool", type=int, default=42000, help="prompts to draw from")
     parser.add_argument("--prompts", type=int, nargs="+", default=[500, 1000, 2000], help="to calibrate on")
     parser.add_argument("--risks", type=float, nargs="+", default=[0.01, 0.02, 0.05])
@@ -143,6 +148,7 @@ def main(argv: list[str] | None = None) -> dict:
         "seed": args.seed,
         "levels": pool.levels,
         "num_probed_tokens": pool.num_probed_tokens,
+        "unended_power": pool.unended_power,
         "agree_at_levels": [point.accuracy for point in pool.at_levels()],
         "simulations": [
             simulate(pool, number, risk, args.draws, args.seed) for number in args.prompts for risk in args.risks

@@ -35,6 +35,7 @@ def random_budget(rng: Random, most: int) -> AdaptiveBudget:
         confidence=rng.choice((0.0, 1.0, 0.5, rng.random(), rng.random() / 2)),
         margin=rng.choice((0.0, 0.0, rng.random() / 2)),
         num_probed_tokens=rng.choice((1, 1, 2, 3)),
+        unended_power=rng.choice((1, 2.5, 10.0)),
     )
 
 
@@ -44,9 +45,11 @@ def climb(oracle: Oracle, row: Row, levels: list[int], budget: AdaptiveBudget, e
     if not num_images:
         return Climb(0, [], False)
     for level in levels[:-1]:
-        _, steps, near = oracle.greedy(row, [level] * num_images, budget.num_probed_tokens, eos)
+        answer, steps, near = oracle.greedy(row, [level] * num_images, budget.num_probed_tokens, eos)
         best = torch.stack(steps).softmax(-1).topk(2).values
         confidence, margin = float(best[:, 0].min()), float((best[:, 0] - best[:, 1]).min())
+        if answer[-1] not in eos:  # it goes on where nobody has looked
+            confidence = confidence**budget.unended_power
         confidences.append(confidence)
         close = (abs(confidence - budget.confidence), abs(margin - budget.margin))
         # Nothing is close to a bound that no probability can miss.

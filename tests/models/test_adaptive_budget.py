@@ -18,7 +18,7 @@ GREEDY = {"max_new_tokens": 2, "do_sample": False, "return_dict_in_generate": Tr
 
 
 def promised(model, **changes) -> AdaptiveBudget:
-    fields = {"levels": [2, 16], "num_probed_tokens": 1}
+    fields = {"levels": [2, 16], "num_probed_tokens": 1, "unended_power": 10.0}
     about = {"checkpoint": checkpoint_digest(model), "max_visual_tokens": 16, "threshold": 0.0, **fields, **changes}
     promise = Promise(risk=0.02, confidence=0.95, num_prompts=500, num_different=3, **about)
     return AdaptiveBudget(confidence=0.0, promise=promise, **fields)
@@ -35,20 +35,28 @@ def warnings(caplog):
 
 def test_the_least_probability_and_the_least_lead_decide():
     places = torch.tensor([[[0.9, 0.05], [0.5, 0.25]], [[0.4, 0.1], [0.9, 0.05]], [[0.6, 0.39], [0.9, 0.05]]]).log()
-    budget = AdaptiveBudget(confidence=0.5, margin=0.25)
-    assert budget.suffices(places + 1e-6).tolist() == [True, False, False]
-    assert budget.suffices(places[0] + 1e-6).item() and AdaptiveBudget(confidence=0.5).suffices(places[2]).item()
+    budget, ended = AdaptiveBudget(confidence=0.5, margin=0.25), torch.tensor(True)
+    assert budget.suffices(places + 1e-6, ended).tolist() == [True, False, False]
+    assert budget.suffices(places[0] + 1e-6, ended) and AdaptiveBudget(confidence=0.5).suffices(places[2], ended)
+
+
+def test_an_answer_that_goes_on_must_be_more_certain():
+    places, has_ended = torch.tensor([[[0.9, 0.05], [0.8, 0.1]]] * 2).log(), torch.tensor([True, False])
+    budget = AdaptiveBudget(confidence=0.7, unended_power=2)
+    assert budget.confidence_in(places, has_ended).tolist() == pytest.approx([0.8, 0.64])
+    assert budget.suffices(places, has_ended).tolist() == [True, False]
+    assert AdaptiveBudget(confidence=0.7, unended_power=1).suffices(places, has_ended).all()
 
 
 def test_what_comes_after_the_end_of_an_answer_is_certain():
     logits = torch.tensor([[0.0, 1.0, 2.0]] * 2)
     going, ended = best_logprobs(logits, torch.tensor([False, True]))
     assert torch.allclose(going, logits[0].log_softmax(-1)[[2, 1]])
-    assert AdaptiveBudget(confidence=1.0, margin=1.0).suffices(ended[None])
+    assert AdaptiveBudget(confidence=1.0, margin=1.0).suffices(ended[None], torch.tensor(True))
 
 
 def test_as_a_dict():
-    fields = {"levels": [1, 4], "confidence": 0.5, "margin": 0.1, "num_probed_tokens": 2}
+    fields = {"levels": [1, 4], "confidence": 0.5, "margin": 0.1, "num_probed_tokens": 2, "unended_power": 3.0}
     assert AdaptiveBudget(**fields).to_dict() == {**fields, "promise": None}
     assert AdaptiveBudget(**AdaptiveBudget(**fields).to_dict()) == AdaptiveBudget(**fields)
 
@@ -82,7 +90,9 @@ class TestPromise:
             tiny_model.generate(**random_inputs([16]), num_visual_tokens="auto", generation_config=config)
 
     @pytest.mark.parametrize(
-        "change", [{"levels": [4, 16]}, {"confidence": 0.1}, {"margin": 0.1}, {"num_probed_tokens": 2}], ids=str
+        "change",
+        [{"levels": [4, 16]}, {"confidence": 0.1}, {"margin": 0.1}, {"num_probed_tokens": 2}, {"unended_power": 1.0}],
+        ids=str,
     )
     def test_another_budget_is_refused(self, tiny_model, change):
         budget = promised(tiny_model)

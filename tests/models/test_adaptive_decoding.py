@@ -43,8 +43,10 @@ def inputs():
 @pytest.fixture
 def divided(tiny_model, inputs):
     """A budget at which the prompts stop at different levels."""
-    values = generate(tiny_model, inputs, AdaptiveBudget([1, 4, 16], **CLIMB)).visual_token_confidence[:, 0]
-    budget = AdaptiveBudget([1, 4, 16], confidence=float(values[~values.isnan()].median()) - 1e-4)
+    budget = AdaptiveBudget([1, 4, 16], unended_power=1, **CLIMB)
+    values = generate(tiny_model, inputs, budget).visual_token_confidence[:, 0]
+    median = float(values[~values.isnan()].median())
+    budget = AdaptiveBudget([1, 4, 16], confidence=median - 1e-4, unended_power=1)
     assert len(generate(tiny_model, inputs, budget).visual_token_level.unique()) > 2
     return budget
 
@@ -180,13 +182,14 @@ class TestWhatIsReturned:
         ending, going = (answer[0] for answer in new_tokens(generate(tiny_model, inputs, 1), inputs))
         assert ending != going
 
-        def confidence(num_probed, **kwargs):
-            budget = AdaptiveBudget(levels, num_probed_tokens=num_probed, **CLIMB)
+        def confidence(num_probed, power=1, **kwargs):
+            budget = AdaptiveBudget(levels, num_probed_tokens=num_probed, unended_power=power, **CLIMB)
             return generate(tiny_model, inputs, budget, **kwargs).visual_token_confidence[:, 0].tolist()
 
         first, fourth, ended = confidence(1), confidence(4), confidence(4, eos_token_id=ending)
         assert ended[0] == pytest.approx(first[0]) and ended[0] > 1.01 * fourth[0]
         assert ended[1] == pytest.approx(fourth[1]) and ended[1] < first[1]
+        assert confidence(4, 2, eos_token_id=ending) == pytest.approx([ended[0], ended[1] ** 2])
 
     def test_no_gradients(self, tiny_model, inputs, divided):
         output = generate(tiny_model, inputs, divided, output_logits=True)

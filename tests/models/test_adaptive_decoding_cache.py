@@ -59,11 +59,11 @@ def random_prompts(model, rng: random.Random) -> tuple[list[list], torch.Tensor,
 
 def dividing_budget(model, inputs: dict, levels: list[int], num_probed: int = 1, margin: float = 0.0):
     """A budget at which some prompts stop and others go on: its threshold is in the middle of what was probed."""
-    values = generate(model, inputs, AdaptiveBudget(levels, num_probed_tokens=num_probed, **ALWAYS_CLIMB))
-    values = values.visual_token_confidence
+    common = {"num_probed_tokens": num_probed, "unended_power": 1}
+    values = generate(model, inputs, AdaptiveBudget(levels, **common, **ALWAYS_CLIMB)).visual_token_confidence
     values = values[~values.isnan()]
     confidence = float(values.quantile(0.6)) - 1e-4 if len(values) else 0.5
-    return AdaptiveBudget(levels, confidence=max(0.0, confidence), margin=margin, num_probed_tokens=num_probed)
+    return AdaptiveBudget(levels, confidence=max(0.0, confidence), margin=margin, **common)
 
 
 def generate(model, inputs: dict, budget=None, **kwargs):

@@ -17,7 +17,7 @@ from mqt_llava.serving.probing import suffices
 CHAT = "/v1/chat/completions"
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 TEXT = {"type": "text", "text": "What is it?"}
-BUDGET = {"levels": [1, 4, 16], "confidence": 0.5, "num_probed_tokens": 2}
+BUDGET = {"levels": [1, 4, 16], "confidence": 0.5, "num_probed_tokens": 2, "unended_power": 2}
 
 
 class FakeServer:
@@ -26,11 +26,12 @@ class FakeServer:
 
     Args:
         probabilities: By level, of the best and the second token at each place.
+        finish_reason: Of its answers.
     """
 
-    def __init__(self, probabilities=None, status=200, num_ranks=1, default=16, **model_config):
+    def __init__(self, probabilities=None, status=200, num_ranks=1, default=16, finish_reason="stop", **model_config):
         self.asked, self.headers, self.bodies, self.aborted, self.hangs = [], [], [], 0, None
-        self.probabilities, self.status = probabilities or {}, status
+        self.probabilities, self.status, self.finish_reason = probabilities or {}, status, finish_reason
         model = {
             "hf_config": MQTLlavaConfig(max_visual_tokens=16),
             "logprobs_mode": "raw_logprobs",
@@ -73,7 +74,7 @@ class FakeServer:
         if asked.get("top_logprobs"):
             places = self.probabilities[asked["mm_processor_kwargs"]["num_visual_tokens"]]
             content = [{"top_logprobs": [{"logprob": log(value)} for value in place]} for place in places]
-            answer["choices"][0]["logprobs"] = {"content": content}
+            answer["choices"][0] |= {"logprobs": {"content": content}, "finish_reason": self.finish_reason}
         chunks = [json.dumps(answer).encode()]
         if asked.get("stream"):
             chunks, kind = [b"data: 1\n\n", b"data: [DONE]\n\n"], b"text/event-stream"
@@ -163,9 +164,17 @@ def test_the_first_level_that_suffices_answers(probabilities, level, stream):
         assert json.loads(answer) == {"usage": usage, "choices": [{"message": {"content": "é"}}]}
 
 
+@pytest.mark.parametrize("finish_reason, levels", [("stop", [1, 1]), ("length", [1, 4, 4])])
+def test_an_answer_that_goes_on_must_be_more_certain(finish_reason, levels):
+    server = FakeServer({1: SURE, 4: [[0.9, 0.1], [0.8, 0.1]]}, finish_reason=finish_reason)  # 0.6 squared is below
+    call(server, chat(BUDGET))
+    assert server.levels == levels
+
+
 def test_the_margin_is_a_lead():
     budget = AdaptiveBudget(confidence=0.5, margin=0.25)
-    assert suffices(budget, [[log(0.6), log(0.3)]]) and not suffices(budget, [[log(0.6), log(0.36)]])
+    places = [[[log(0.6), log(second)]] for second in (0.3, 0.36)]
+    assert [suffices(budget, logprobs, "stop") for logprobs in places] == [True, False]
 
 
 def test_auto_is_the_checkpoints_budget():
@@ -231,6 +240,7 @@ def test_a_client_that_hangs_up_ends_its_probe(hangs):
         ({"confidence": 1.5}, "`confidence` is 1.5, but must be a number in 0..1"),
         ({"confidence": float("nan")}, "`confidence` is nan"),
         ({"margin": "0"}, "`margin` is '0'"),
+        ({"unended_power": 0.5}, "`unended_power` is 0.5, but must be a finite number of at least 1"),
         ({"levels": [1, 17]}, "`levels` is [1, 17], but must be in 1..16"),
         ({"levels": [0, 4]}, "`levels` is [0, 4], but must be positive and ascend"),
         ({"levels": 4}, "`levels` is 4, but must be a list"),

@@ -89,7 +89,8 @@ def calibrated(tmp_path_factory) -> Path:
     config = json.loads(path.read_text())
     budget = config["adaptive_budget"]
     about = {"levels": budget["levels"], "threshold": budget["confidence"], "checkpoint": "", "max_visual_tokens": 16}
-    about |= {"num_probed_tokens": budget["num_probed_tokens"], "num_prompts": 500, "num_different": 3}
+    about |= {name: budget[name] for name in ("num_probed_tokens", "unended_power")}
+    about |= {"num_prompts": 500, "num_different": 3}
     budget["promise"] = {"risk": 0.02, "confidence": 0.95, **about}
     path.write_text(json.dumps(config))
     return folder
@@ -165,7 +166,7 @@ def random_budgets(folder: Path, number: int) -> list[tuple]:
             return "auto"
         levels = sorted(rng.sample(range(1, 17), rng.randint(2, 6)))
         least = {"confidence": round(rng.uniform(0.3, 1), 3), "margin": round(rng.uniform(0, 0.5), 3)}
-        return {"levels": levels, **least, "num_probed_tokens": rng.randint(1, 6)}
+        return {"levels": levels, **least, "num_probed_tokens": rng.randint(1, 6), "unended_power": rng.choice((1, 3))}
 
     return [(budget(), rng.choice(pictures), rng.choice(QUESTIONS)) for _ in range(number)]
 

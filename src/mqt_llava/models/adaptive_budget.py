@@ -2,11 +2,12 @@
 """
 What chooses a number of visual tokens: levels, and the rule that says whether one suffices.
 
-`AdaptiveBudget.suffices` is the rule, for `generate`, for vLLM's engine and server, and for calibration. It sees the
-log-probabilities of the best tokens alone, which is what a server returns.
+`AdaptiveBudget.suffices` is the rule, for `generate`, for vLLM's engine and server, and for calibration. It sees what
+a server returns: the log-probabilities of the best tokens, and whether an answer has ended.
 """
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -33,17 +34,6 @@ def best_logprobs(logits: torch.Tensor, has_ended: torch.Tensor) -> torch.Tensor
     return torch.where(has_ended[:, None], best.new_tensor(CERTAIN), best)
 
 
-def confidence_in(logprobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    The least probability of the best tokens of an answer, and their least lead over the second best: each `(...)`.
-
-    Args:
-        logprobs: Of the two likeliest tokens at each place, descending, `(..., places, 2)`, one place at least.
-    """
-    best, second = logprobs.exp().unbind(-1)
-    return best.amin(-1), (best - second).amin(-1)
-
-
 @dataclass(frozen=True)
 class Promise:
     """
@@ -56,7 +46,7 @@ class Promise:
         num_different: Of these, answers that differed.
         checkpoint: A digest of the weights, by `checkpoint_digest`.
         max_visual_tokens: M.
-        levels, threshold, num_probed_tokens: Of the budget that it is about.
+        levels, threshold, num_probed_tokens, unended_power: Of the budget that it is about.
     """
 
     risk: float
@@ -68,6 +58,7 @@ class Promise:
     levels: list[int]
     threshold: float
     num_probed_tokens: int
+    unended_power: float
 
     def __post_init__(self) -> None:
         for name in ("risk", "confidence"):
@@ -87,15 +78,16 @@ class AdaptiveBudget:
     Starts at the lowest level of visual tokens, and goes up a level as long as the model is not confident about the
     beginning of its answer.
 
-    It is confident when each of the first `num_probed_tokens` greedy tokens has a probability of at least `confidence`
-    that is ahead of the second best one's by at least `margin`. Probabilities are the softmax of the raw logits,
-    before temperature and other processors. Tokens after the end of a short answer do not count.
+    The confidence in an answer is the least probability of its first `num_probed_tokens` greedy tokens, or of all
+    where it ends among them. Where it goes on behind them, unseen, its confidence is that probability to the power of
+    `unended_power`. Probabilities are the softmax of the raw logits, before temperature and other processors.
 
     Args:
         levels (`list[int]`, *optional*): Visual tokens per image, ascending. M / 16, M / 4 and M by default.
-        confidence (`float`, defaults to 0.9): Least probability, in 0..1. At 0 the first level always suffices.
-        margin (`float`, defaults to 0.0): Least lead over the second best token, in 0..1.
+        confidence (`float`, defaults to 0.9): Least confidence, in 0..1. At 0 the first level always suffices.
+        margin (`float`, defaults to 0.0): Least lead of each of these tokens over the second best, in 0..1.
         num_probed_tokens (`int`, defaults to 1): How many tokens of the answer are looked at.
+        unended_power (`float`, defaults to 10.0): At least 1, which asks no more of answers that go on.
         promise (`Promise` or its `dict`, *optional*): What was promised of this budget when it was calibrated.
 
     Raises:
@@ -110,6 +102,7 @@ class AdaptiveBudget:
     confidence: float = 0.9
     margin: float = 0.0
     num_probed_tokens: int = 1
+    unended_power: float = 10.0
     promise: Promise | None = None
 
     def __post_init__(self) -> None:
@@ -122,31 +115,45 @@ class AdaptiveBudget:
                 raise ValueError(f"`{name}` is {value!r}, but must be a number in 0..1.")
         if type(self.num_probed_tokens) is not int or self.num_probed_tokens < 1:
             raise ValueError(f"`num_probed_tokens` is {self.num_probed_tokens!r}, but must be a positive integer.")
+        power = self.unended_power
+        if isinstance(power, bool) or not isinstance(power, (int, float)) or not 1 <= power < math.inf:
+            raise ValueError(f"`unended_power` is {power!r}, but must be a finite number of at least 1.")
         if self.promise is not None:
             self.promise = read_promise(self.promise)
-            about = (self.promise.levels, self.promise.threshold, 0.0, self.promise.num_probed_tokens)
-            if about != (self.levels, self.confidence, self.margin, self.num_probed_tokens):
+            about = {
+                "levels": self.promise.levels,
+                "confidence": self.promise.threshold,
+                "margin": 0.0,
+                "num_probed_tokens": self.promise.num_probed_tokens,
+                "unended_power": self.promise.unended_power,
+            }
+            if any(getattr(self, name) != value for name, value in about.items()):
+                made_for = ", ".join(f"{name}={value}" for name, value in about.items())
                 raise ValueError(
-                    "`promise` was made for another budget: `levels={}, confidence={}, margin={}, "
-                    "num_probed_tokens={}`. Calibrate this one, or pass `promise=None`.".format(*about)
+                    f"`promise` was made for another budget: `{made_for}`. Calibrate this one, or pass `promise=None`."
                 )
 
     def to_dict(self) -> dict:
         """As a `GenerationConfig` holds it, in `num_visual_tokens` or, for "auto", in `adaptive_budget`."""
         return asdict(self)
 
-    def suffices(self, logprobs: torch.Tensor) -> torch.Tensor:
+    def confidence_in(self, logprobs: torch.Tensor, has_ended: torch.Tensor) -> torch.Tensor:
         """
-        Whether a level suffices.
+        The confidence in each answer, `(...)`.
 
         Args:
-            logprobs: Of the two likeliest tokens at each place that was probed, descending, `(..., places, 2)`.
-
-        Returns:
-            Boolean `(...)`.
+            logprobs: Of the two likeliest tokens at each place that was probed, descending, `(..., places, 2)`, one
+                place at least.
+            has_ended: Whether the answer ends among these places, `(...)`.
         """
-        confidence, margin = confidence_in(logprobs)
-        return (confidence >= self.confidence) & (margin >= self.margin)
+        least = logprobs[..., 0].amin(-1).exp()
+        return torch.where(has_ended, least, least**self.unended_power)
+
+    def suffices(self, logprobs: torch.Tensor, has_ended: torch.Tensor) -> torch.Tensor:
+        """Whether a level suffices, boolean `(...)`. The arguments are those of `confidence_in`."""
+        best, second = logprobs.exp().unbind(-1)
+        lead = (best - second).amin(-1)
+        return (self.confidence_in(logprobs, has_ended) >= self.confidence) & (lead >= self.margin)
 
     def levels_for(self, max_visual_tokens: int) -> list[int]:
         """

@@ -17,7 +17,7 @@ from transformers.generation import GenerationMode
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
-from .adaptive_budget import AdaptiveBudget, Promise, best_logprobs, checkpoint_digest, confidence_in
+from .adaptive_budget import AdaptiveBudget, Promise, best_logprobs, checkpoint_digest
 from .cache_fitting import FittedPrompt
 from .placeholders import (
     Prompt,
@@ -142,11 +142,14 @@ def climb(
         if is_highest:
             stops, num_probed = [True] * len(active), 0
         else:
-            logprobs, num_probed = probe_answer(model, logits, mask, cache, budget.num_probed_tokens, eos_token_ids)
-            for prompt, value in zip(active, confidence_in(logprobs)[0].tolist()):
+            seen_of_answers, num_probed = probe_answer(
+                model, logits, mask, cache, budget.num_probed_tokens, eos_token_ids
+            )
+            for prompt, value in zip(active, budget.confidence_in(*seen_of_answers).tolist()):
                 if prompt.images:
                     prompt.confidence.append(value)
-            stops = [stop or not prompt.images for stop, prompt in zip(budget.suffices(logprobs).tolist(), active)]
+            suffices = budget.suffices(*seen_of_answers).tolist()
+            stops = [stop or not prompt.images for stop, prompt in zip(suffices, active)]
         if reuse:
             length = mask.shape[1] - (not is_highest)
             for row, prompt in enumerate(active):
@@ -220,12 +223,13 @@ def probe_answer(
     cache: DynamicCache,
     num_tokens: int,
     eos_token_ids: torch.Tensor,
-) -> tuple[torch.Tensor, int]:
+) -> tuple[tuple[torch.Tensor, torch.Tensor], int]:
     """
     How sure the model is of the first tokens of its greedy answers.
 
     Returns:
-        What [`AdaptiveBudget.suffices`] looks at, `(batch, places, 2)`, and how many tokens the cache has got for it.
+        What [`AdaptiveBudget.suffices`] looks at, log-probabilities `(batch, places, 2)` and whether the answers have
+        ended `(batch,)`; and how many tokens the cache has got for it.
     """
     has_ended, places = torch.zeros(len(logits), dtype=torch.bool, device=logits.device), []
     while True:
@@ -233,7 +237,7 @@ def probe_answer(
         tokens = logits.argmax(-1)
         has_ended = has_ended | torch.isin(tokens, eos_token_ids)
         if len(places) == num_tokens or has_ended.all():
-            return torch.stack(places, dim=1), len(places) - 1
+            return (torch.stack(places, dim=1), has_ended), len(places) - 1
         mask = nn.functional.pad(mask, (0, 1), value=1)
         logits = next_token_logits(model, tokens[:, None], mask, cache, [])
 

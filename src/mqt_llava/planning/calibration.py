@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from ..models.adaptive_budget import AdaptiveBudget, Promise, check_open_share, checkpoint_digest, confidence_in
+from ..models.adaptive_budget import AdaptiveBudget, Promise, check_open_share, checkpoint_digest
 from ..models.modeling_mqt_llava import MQTLlavaForConditionalGeneration
 from ..models.processing_mqt_llava import MQTLlavaProcessor
 from .learn_then_test import fewest_prompts, num_promised
@@ -45,7 +45,7 @@ class Calibration:
         levels: Visual tokens, ascending.
         scores: How well each answer agrees with the `reference`, 0..1, `(questions, levels)`.
         confidence: The model's confidence in it, `(questions, levels)`.
-        num_probed_tokens: How many of its tokens that is about.
+        num_probed_tokens, unended_power: As of [`AdaptiveBudget`], what that is about.
         reference: `"right answers"` or `"answers at M"`.
         ids: Of the questions.
         texts: Of the answers, by question and level.
@@ -58,6 +58,7 @@ class Calibration:
     scores: torch.Tensor
     confidence: torch.Tensor
     num_probed_tokens: int = 1
+    unended_power: float = AdaptiveBudget.unended_power
     reference: str = "right answers"
     ids: list[str] = field(default_factory=list)
     texts: list[list[str]] = field(default_factory=list)
@@ -111,7 +112,16 @@ class Calibration:
         if not fitting:
             return AdaptiveBudget(self.levels[-1:])
         best = min(fitting, key=lambda point: point.mean_tokens)
-        return AdaptiveBudget(self.levels, best.confidence or 0.0, num_probed_tokens=self.num_probed_tokens)
+        return self.budget_of(best.confidence or 0.0)
+
+    def budget_of(self, confidence: float, promise: Promise | None = None) -> AdaptiveBudget:
+        return AdaptiveBudget(
+            self.levels,
+            confidence,
+            num_probed_tokens=self.num_probed_tokens,
+            unended_power=self.unended_power,
+            promise=promise,
+        )
 
     def choose_promised(self, risk: float, confidence: float, checkpoint: str = "") -> AdaptiveBudget:
         """
@@ -141,8 +151,9 @@ class Calibration:
             levels=self.levels,
             threshold=threshold,
             num_probed_tokens=self.num_probed_tokens,
+            unended_power=self.unended_power,
         )
-        return AdaptiveBudget(self.levels, threshold, num_probed_tokens=self.num_probed_tokens, promise=promise)
+        return self.budget_of(threshold, promise)
 
 
 def exact_match(answer: str, reference: str) -> bool:
@@ -159,6 +170,7 @@ def calibrate(
     target: float | None = None,
     levels: list[int] | None = None,
     num_probed_tokens: int = 1,
+    unended_power: float = AdaptiveBudget.unended_power,
     score: Callable[[str, str], float] = exact_match,
     batch_size: int = 32,
     max_new_tokens: int = 64,
@@ -181,7 +193,7 @@ def calibrate(
         confidence: With what probability over the draw of prompts.
         target: By how much the share of right answers on these prompts may be below that at M, in 0..1.
         levels: As of [`AdaptiveBudget`]. The highest must be M.
-        num_probed_tokens: As of [`AdaptiveBudget`].
+        num_probed_tokens, unended_power: As of [`AdaptiveBudget`].
         score: Whether an answer, the first argument, is as good as the second, that at M. With a `target`, how right
             it is, 0..1, given the right one.
         batch_size: Prompts at once.
@@ -202,7 +214,8 @@ def calibrate(
     if target is not None and not 0 <= target <= 1:
         raise ValueError(f"`target` is {target}, but must be a share in 0..1.")
     most = model.config.max_visual_tokens
-    levels = AdaptiveBudget(levels, num_probed_tokens=num_probed_tokens).levels_for(most)
+    probe = AdaptiveBudget(levels, num_probed_tokens=num_probed_tokens, unended_power=unended_power)
+    levels = probe.levels_for(most)
     if levels[-1] != most:
         raise ValueError(f"`levels` is {levels}, but must end with {most}, M, by whose answers the others are judged.")
     questions = read_questions(prompts, need_answers=target is not None)
@@ -221,8 +234,9 @@ def calibrate(
     calibration = Calibration(
         levels,
         torch.tensor(scores, dtype=torch.float32),
-        confidence_in(answers.logprobs)[0],
+        probe.confidence_in(answers.logprobs, answers.has_ended),
         num_probed_tokens,
+        unended_power,
         "answers at M" if target is None else "right answers",
         [question.id for question in questions],
         answers.texts,

@@ -45,11 +45,13 @@ class LevelAnswers:
         levels: Visual tokens, ascending.
         texts: By question and level.
         logprobs: Of the likeliest two tokens at the first places of each answer: `(questions, levels, places, 2)`.
+        has_ended: Whether the answer ends among these places: `(questions, levels)`.
     """
 
     levels: list[int]
     texts: list[list[str]]
     logprobs: torch.Tensor
+    has_ended: torch.Tensor
 
 
 def read_questions(rows: Iterable[dict], need_answers: bool) -> list[Question]:
@@ -123,7 +125,11 @@ def answer_at_levels(
         bar.update(len(batch))
     bar.close()
     texts = [texts for batch in done for texts in batch["texts"]]
-    return LevelAnswers(levels, texts, torch.tensor([places for batch in done for places in batch["logprobs"]]))
+    logprobs, has_ended = (
+        torch.tensor([of_question for batch in done for of_question in batch[name]])
+        for name in ("logprobs", "has_ended")
+    )
+    return LevelAnswers(levels, texts, logprobs, has_ended)
 
 
 def read_log(path: Path, start: dict) -> list[dict]:
@@ -147,7 +153,7 @@ def answer_batch(
     num_probed_tokens: int,
     max_new_tokens: int,
 ) -> dict:
-    """Texts and log-probabilities by question and level, as a log holds them."""
+    """The fields of [`LevelAnswers`] by question and level, as a log holds them."""
     inputs = processor.apply_chat_template(
         [question.messages for question in questions],
         add_generation_prompt=True,
@@ -157,7 +163,7 @@ def answer_batch(
         processor_kwargs={"padding": True, "padding_side": "left"},
     ).to(model.device)
     encoded = model.get_image_features(inputs.pop("pixel_values"))
-    texts, logprobs = [], []
+    texts, logprobs, has_ended = [], [], []
     for level in levels:
         outputs: Any = model.generate(
             **inputs,
@@ -171,19 +177,22 @@ def answer_batch(
         )
         answers = outputs.sequences[:, inputs["input_ids"].shape[1] :]
         texts.append(processor.batch_decode(answers, skip_special_tokens=True))
-        logprobs.append(logprobs_of(outputs.logits[:num_probed_tokens], num_probed_tokens, model.generation_config))
+        seen = look_at(outputs.logits[:num_probed_tokens], num_probed_tokens, model.generation_config)
+        logprobs.append(seen[0])
+        has_ended.append(seen[1])
     return {
         "texts": [list(of_question) for of_question in zip(*texts)],
         "logprobs": torch.stack(logprobs, dim=1).tolist(),
+        "has_ended": torch.stack(has_ended, dim=1).tolist(),
     }
 
 
-def logprobs_of(logits: tuple[torch.Tensor, ...], num_places: int, config: Any) -> torch.Tensor:
-    """What a budget looks at, `(batch, places, 2)`: certainty where all answers had ended."""
+def look_at(logits: tuple[torch.Tensor, ...], num_places: int, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a budget looks at, `(batch, places, 2)` and `(batch,)`: certainty where all answers had ended."""
     eos = torch.tensor([] if config.eos_token_id is None else config.eos_token_id, device=logits[0].device).flatten()
     has_ended, places = torch.zeros_like(logits[0][:, 0], dtype=torch.bool), []
     for step in logits:
         places.append(best_logprobs(step, has_ended))
         has_ended = has_ended | torch.isin(step.argmax(-1), eos)
     places += [best_logprobs(logits[-1], torch.ones_like(has_ended))] * (num_places - len(places))
-    return torch.stack(places, dim=1).cpu()
+    return torch.stack(places, dim=1).cpu(), has_ended.cpu()

@@ -74,9 +74,12 @@ def climb(
         if not undecided:
             break
         probes = llm.generate([at_level(prompts[index], level) for index in undecided], probe, **kwargs)
-        outputs = [output.outputs[0].logprobs for output in probes]
-        logprobs = [[[token.logprob for token in place.values()] for place in places] for places in outputs]
-        decided = {index for index, places in zip(undecided, logprobs) if suffices(budget, places)}
+        decided = set()
+        for index, output in zip(undecided, probes):
+            (answer,) = output.outputs
+            logprobs = [[token.logprob for token in place.values()] for place in answer.logprobs]
+            if suffices(budget, logprobs, answer.finish_reason):
+                decided.add(index)
         for index in decided:
             chosen[index] = level
         undecided = [index for index in undecided if index not in decided]

@@ -115,8 +115,9 @@ class AdaptiveBudgets:
                 return level, probed, response
             content = json.loads(b"".join(message.get("body", b"") for message in response[1:]))
             probed += content["usage"]["prompt_tokens"]
-            places = content["choices"][0]["logprobs"]["content"]
-            if suffices(request.budget, [[top["logprob"] for top in place["top_logprobs"]] for place in places]):
+            (answer,) = content["choices"]
+            places = [[top["logprob"] for top in place["top_logprobs"]] for place in answer["logprobs"]["content"]]
+            if suffices(request.budget, places, answer["finish_reason"]):
                 return level, probed, []
         return request.highest, probed, []
 

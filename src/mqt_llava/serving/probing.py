@@ -79,13 +79,15 @@ class ServedModel:
         return budget, budget.levels_for(self.max_visual_tokens)
 
 
-def suffices(budget: AdaptiveBudget, logprobs: list[list[float]]) -> bool:
+def suffices(budget: AdaptiveBudget, logprobs: list[list[float]], finish_reason: str | None) -> bool:
     """
     Whether a budget stops at the level of a probe.
 
     Args:
         logprobs: For each token of the probe, up to the one that ended it if any did, the natural logarithms of the
             two likeliest tokens' probabilities. A probe without tokens is no reason to stop.
+        finish_reason: As vLLM names it. `"stop"` is an answer that has ended: a probe has no other reason to stop.
     """
     best = [sorted(place, reverse=True)[:NUM_BEST] for place in logprobs]
-    return bool(best) and bool(budget.suffices(torch.tensor(best, dtype=torch.float64)))
+    has_ended = torch.tensor(finish_reason == "stop")
+    return bool(best) and bool(budget.suffices(torch.tensor(best, dtype=torch.float64), has_ended))
