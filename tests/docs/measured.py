@@ -293,8 +293,6 @@ def card_tiny():
     for kind, (grain, question) in KINDS.items():
         values = [f"{value:.1f}" for value in accuracies(kind).values()]
         yield f'| "{question}" | {grain} | {cells(values)} | {figures[kind]["questions"]} |'
-        for m in (1, 4, 16):  # of the metadata
-            yield f"name: {kind} value: {accuracies(kind)[m]:.1f}"
     gains = [accuracies(kind)[16] - accuracies(kind)[1] for kind, (grain, _) in KINDS.items() if grain == "fine"]
     yield f"fine ones gain {min(gains):.0f} to {max(gains):.0f} points"
     yield adaptive_sentence("16 tokens on average at ", "less accuracy")
