@@ -109,7 +109,7 @@ def readme():
     yield f"| mean of eleven benchmarks | {cells([f'{mean:.2f}' for mean in means])} |"
     yield f"| TFLOPs of a prompt | {cells(rounded(*(published_tera_flops()[m] for m in (16, 64, 256, 576))))} |"
     epyc, _, most = speed_ups()
-    yield f"at m = 16 {epyc:.1f} to {most:.1f} times as fast as at m = 256"
+    yield f"comes {epyc:.1f} to {most:.1f} times as fast at m = 16 as at m = 256"
 
 
 def choosing():
