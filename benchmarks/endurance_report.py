@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from statistics import median
 
+from mqt_llava.plotting import BLUE, GREEN, INK, ORANGE, SKY, YELLOW, in_style, new_figure, save_figure
+
 
 WARM_UP = 0.2  # of the samples, in which caches fill
 
@@ -69,40 +71,41 @@ def summarize(events: dict[str, list[dict]]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+@in_style
 def draw(events: dict[str, list[dict]]):
     """Memory, caches and requests over time, as a matplotlib figure."""
-    from mqt_llava.visualization.figures import AFTER, BEFORE, new_figure
-
     samples = events["sample"]
     minutes = [one["seconds"] / 60 for one in samples]
-    figure = new_figure(7)
+    figure = new_figure(6.4)
     memory, caches, requests = figure.subplots(3, 1, sharex=True)
-    for process, colour in (("server", BEFORE), ("engine", AFTER)):
-        memory.plot(minutes, [one["rss_mb"][process] for one in samples], color=colour, label=process)
+    for process, color, style in (("server", YELLOW, "--"), ("engine", BLUE, "-")):
+        memory.plot(minutes, [one["rss_mb"][process] for one in samples], style, color=color, label=process)
     memory.set_ylabel("resident memory, MB")
     memory.set_ylim(0, 1.2 * max(max(one["rss_mb"].values()) for one in samples))
-    for name, style in (("stored", "-"), ("held", ":")):
+    # What each sample says is a moment's; a line between two of them would say more than was seen.
+    for name, color, marker, label in (
+        ("held", SKY, ".", "encoder cache, held by requests"),
+        ("stored", BLUE, "_", "encoder cache, stored"),
+    ):
         shares = [100 * one["encoder_cache"][name] / one["encoder_cache"]["size"] for one in samples]
-        label = {"stored": "encoder cache, stored", "held": "encoder cache, held by requests"}[name]
-        caches.plot(minutes, shares, style, color=AFTER, label=label)
-    caches.plot(minutes, [100 * one["kv_cache_usage_perc"] for one in samples], color=BEFORE, label="KV cache")
-    caches.set_ylabel("in use, per cent")
-    caches.set_ylim(-5, 105)
+        caches.plot(minutes, shares, marker, color=color, label=label)
+    used = [100 * one["kv_cache_usage_perc"] for one in samples]
+    caches.plot(minutes, used, "x", color=ORANGE, markersize=4, label="KV cache")
+    caches.set_ylabel("in use, %")
+    caches.set_ylim(-5, 109)
     # As many are refused as cancelled: one line is seen through the other.
-    styles = {
-        "answered": (AFTER, "-"),
-        "cancelled": ("#009E73", "-"),
-        "refused": (BEFORE, ":"),
-        "failure": ("#D55E00", "-"),
-    }
-    for name, (colour, style) in styles.items():
-        label = {"failure": "failed"}.get(name, name)
-        requests.plot(minutes, [one["outcomes"].get(name, 0) for one in samples], style, color=colour, label=label)
+    for name, color, style, label in (
+        ("answered", BLUE, "-", "answered"),
+        ("cancelled", GREEN, "-", "cancelled by their clients"),
+        ("refused", YELLOW, ":", "refused, as they must be"),
+        ("failure", INK, "--", "failed"),
+    ):
+        requests.plot(minutes, [one["outcomes"].get(name, 0) for one in samples], style, color=color, label=label)
     requests.set_ylabel("requests so far")
+    requests.yaxis.set_major_formatter("{x:,.0f}")
     requests.set_xlabel("minutes")
     for axis in (memory, caches, requests):
-        axis.grid(alpha=0.3)
-        axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -116,7 +119,7 @@ def main() -> None:
         raise SystemExit(f"{args.log} has no sample yet.")
     print(summarize(events))
     if args.figure:
-        draw(events).savefig(args.figure, dpi=100)
+        save_figure(draw(events), args.figure)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ Answers questions about pictures with several numbers of visual tokens: `make de
     python examples/answer_at_budgets.py [--model FOLDER_OR_HUB_ID] [--image PICTURE --question "What is this?"]
 
 Each picture is encoded once, with all its tokens; every number of tokens answers from those. Prints the answers, with
-the time and the length of the prompt, and saves them beside the pictures as runs/demo.png, or runs/PICTURE_answers.png
-for a picture of your own. Without --image it asks about the mosaics in examples/images, whose items (photos of
-Fashion-MNIST's test split) the embedded checkpoint has never seen.
+the time and the length of the prompt, and saves a grid of them beside the pictures as runs/demo.png, or
+runs/PICTURE_answers.png for a picture of your own. Without --image it asks about the mosaics in examples/images, whose
+items (photos of Fashion-MNIST's test split) the embedded checkpoint has never seen. Wrong answers are orange
+and shaded.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 REPOSITORY = Path(__file__).parents[1]
 IMAGES = REPOSITORY / "examples" / "images"
-RIGHT, WRONG, INK = "#0072B2", "#D55E00", "#222222"  # told apart by colour-blind people too
+WIDTH, MARGIN, LINE, SIDE, ASKED = 1350, 24, 26, 300, 250  # of the picture, in pixels; ASKED: of the questions' column
 
 
 def ask(model, processor, image: Image.Image, question: str, budgets: list[int]) -> list[dict]:
@@ -48,28 +49,57 @@ def ask(model, processor, image: Image.Image, question: str, budgets: list[int])
 
 
 def draw(panels: list[tuple[Image.Image, list[tuple[str, str | None, list[dict]]]]], path: Path) -> None:
-    """Each picture with its questions and answers to its right; right answers blue, wrong ones orange."""
-    side, line, margin = 420, 21, 20
-    font, small = ImageFont.load_default(17), ImageFont.load_default(15)
-    texts = [answer["text"] for _, rows in panels for *_, answers in rows for answer in answers]
-    width = 100 + round(max(small.getlength(text) for text in [" " * 60, *texts]))
-    heights = [max(side, sum(line * (len(answers) + 1) + 10 for *_, answers in rows)) for _, rows in panels]
-    canvas = Image.new("RGB", (side + width + 3 * margin, sum(heights) + margin * (len(panels) + 1)), "white")
-    pen, top = ImageDraw.Draw(canvas), margin
-    for (image, rows), height in zip(panels, heights):
-        scale = side / max(image.size)
-        canvas.paste(image.resize([round(edge * scale) for edge in image.size]), (margin, top))
-        left, y = side + 2 * margin, top
-        for question, truth, answers in rows:
-            pen.text((left, y), question, fill=INK, font=font)
-            y += line + 2
-            for answer in answers:
-                colour = INK if truth is None else RIGHT if answer["text"] == truth else WRONG
-                pen.text((left + 12, y), f"m = {answer['budget']}", fill=INK, font=small)
-                pen.text((left + 80, y), answer["text"], fill=colour, font=small)
-                y += line
-            y += 8
-        top += height + margin
+    """Beside each picture a grid: a row for each question, a column for each number of visual tokens."""
+    from mqt_llava.plotting import BLUE, GRAY, INK, ORANGE
+
+    font = ImageFont.load_default(20)
+    budgets = [answer["budget"] for answer in panels[0][1][0][2]]
+    left = 2 * MARGIN + SIDE
+    column = (WIDTH - left - ASKED - MARGIN) // len(budgets)
+
+    def wrap(text: str, width: int) -> list[str]:
+        lines = [""]
+        for word in text.split():
+            longer = f"{lines[-1]} {word}".strip()
+            lines = [*lines[:-1], longer] if font.getlength(longer) <= width or not lines[-1] else [*lines, word]
+        return lines
+
+    def write(x: int, y: int, lines: list[str], colour: str) -> None:
+        for number, line in enumerate(lines):
+            pen.text((x, y + number * LINE), line, fill=colour, font=font)
+
+    def cells(question: str, answers: list[dict]) -> list[list[str]]:
+        return [wrap(question, ASKED - 16), *(wrap(answer["text"], column - 16) for answer in answers)]
+
+    grids = [[cells(question, answers) for question, _, answers in rows] for _, rows in panels]
+    heights = [sum(LINE * max(map(len, row)) + 14 for row in grid) for grid in grids]
+    top = MARGIN + 2 * LINE
+    canvas = Image.new("RGB", (WIDTH, top + sum(max(SIDE, height) + MARGIN for height in heights) + 2 * LINE), "white")
+    pen = ImageDraw.Draw(canvas)
+    write(left, MARGIN, ["visual tokens"], GRAY)
+    for number, budget in enumerate(budgets):
+        write(left + ASKED + number * column, MARGIN, [str(budget)], INK)
+    rights, judged = [0] * len(budgets), 0
+    for (image, rows), grid, height in zip(panels, grids, heights):
+        scale, y = SIDE / max(image.size), top
+        canvas.paste(image.resize([round(edge * scale) for edge in image.size]), (MARGIN, top))
+        for (_, truth, answers), (asked, *texts) in zip(rows, grid):
+            pen.line([(left, y - 8), (WIDTH - MARGIN, y - 8)], fill="#E4E4E4", width=2)
+            write(left, y, asked, INK)
+            judged += truth is not None
+            deep = LINE * max(map(len, [asked, *texts]))
+            for number, (answer, lines) in enumerate(zip(answers, texts)):
+                x, is_right = left + ASKED + number * column, answer["text"] == truth
+                rights[number] += is_right
+                if truth is not None and not is_right:
+                    pen.rectangle([x - 8, y - 6, x + column - 12, y + deep + 4], fill="#FBE6D9")
+                write(x, y, lines, INK if truth is None else BLUE if is_right else ORANGE)
+            y += deep + 14
+        top += max(SIDE, height) + MARGIN
+    if judged:
+        write(left, top, [f"right of {judged}"], GRAY)
+        for number, right in enumerate(rights):
+            write(left + ASKED + number * column, top, [str(right)], INK)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path)
 

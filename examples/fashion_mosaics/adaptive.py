@@ -2,12 +2,12 @@
 Calibrates the embedded checkpoint's adaptive budget and shows what it saves:
 
     OMP_NUM_THREADS=1 python examples/fashion_mosaics/adaptive.py --save \
-        --output model_cards/mqt-llava-tiny/adaptive.json --figure docs/images/adaptive.png
+        --output model_cards/mqt-llava-tiny/adaptive.json
 
 Three coarse questions ("Is there any footwear?") to one fine one (a place, a row, a column or the whole list) about
 each mosaic. The threshold is found on mosaics of one half of the official test items and judged on mosaics of the
-other half, by `generate(num_visual_tokens="auto")` against m = M, with a paired bootstrap interval. The figure draws
-the judged half.
+other half, by `generate(num_visual_tokens="auto")` against m = M, with a paired bootstrap interval.
+adaptive_report.py draws the judged half.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import json
 import random
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 from evaluate import score
 from mosaics import DATASET_FOLDER, QUESTION_KINDS, draw_mosaic, load_items, to_messages
@@ -47,8 +46,8 @@ def score_any(answer: str, truth: str) -> float:
 
 
 @torch.inference_mode()
-def answer_all(model, processor, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores and levels of the model's adaptive budget, `(questions,)`."""
+def answer_all(model, processor, rows: list[dict], num_visual_tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores, and the numbers of visual tokens that the answers took, `(questions,)`."""
     scores, levels = [], []
     for start in range(0, len(rows), BATCH_SIZE):
         batch = rows[start : start + BATCH_SIZE]
@@ -60,12 +59,15 @@ def answer_all(model, processor, rows: list[dict]) -> tuple[torch.Tensor, torch.
             return_tensors="pt",
             processor_kwargs={"padding": True},
         )
-        outputs = model.generate(**inputs, num_visual_tokens="auto", max_new_tokens=80, return_dict_in_generate=True)
+        outputs = model.generate(
+            **inputs, num_visual_tokens=num_visual_tokens, max_new_tokens=80, return_dict_in_generate=True
+        )
         texts = processor.batch_decode(outputs.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         truths = [row["messages"][1]["content"][0]["text"] for row in batch]
         scores += map(score_any, texts, truths)
-        levels.append(outputs.visual_token_level)
-    return torch.tensor(scores), torch.cat(levels).float()
+        is_adaptive = num_visual_tokens == "auto"
+        levels += outputs.visual_token_level.tolist() if is_adaptive else [num_visual_tokens] * len(batch)
+    return torch.tensor(scores), torch.tensor(levels, dtype=torch.float)
 
 
 def to_points(calibration) -> dict:
@@ -80,37 +82,17 @@ def to_points(calibration) -> dict:
     }
 
 
-def draw_figure(results: dict) -> plt.Figure:
-    """The judged half: all thresholds, the one that the other half chose, fixed numbers, and the oracle."""
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-
-    def plot(points, style, **how):
-        axis.plot([tokens for tokens, _ in points], [100 * accuracy for _, accuracy in points], style, **how)
-
-    judged, chosen = results["judged"], [results["mean_visual_tokens"], results["accuracy"]]
-    plot(judged["curve"], "-", color="#0072B2", label="adaptive, any confidence")
-    plot([chosen], "o", color="#0072B2", markersize=9, label="adaptive, as calibrated on the other half")
-    plot(judged["fixed"], "s--", color="#D55E00", label="the same m for all questions")
-    plot([judged["oracle"]], "*", color="#009E73", markersize=12, label="oracle: the best m, known beforehand")
-    axis.set_xlabel("visual tokens per question, mean")
-    axis.set_ylabel("right answers in per cent")
-    axis.set_title(f"{judged['questions']} questions of the judged half", fontsize="medium")
-    axis.grid(alpha=0.3)
-    axis.legend(loc="lower right")
-    return figure
-
-
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(REPOSITORY / "model_cards" / "mqt-llava-tiny"))
     parser.add_argument("--levels", type=int, nargs="+", help="visual tokens; M / 16, M / 4 and M by default")
     parser.add_argument("--probed-tokens", type=int, default=8, help="of the answer, whose confidence counts")
+    parser.add_argument("--fixed", type=int, nargs="*", default=[2, 8], help="other numbers, to compare with")
     parser.add_argument("--target", type=float, default=0.003, help="by how much accuracy may fall, on the first half")
     parser.add_argument("--calibration-questions", type=int, default=4000)
     parser.add_argument("--test-questions", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--data-folder", default=DATASET_FOLDER, help="folder with Fashion-MNIST's four files")
-    parser.add_argument("--figure", type=Path, help="PNG file for the judged half")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     parser.add_argument(
         "--save", action="store_true", help="write the budget to the checkpoint's generation_config.json"
@@ -141,7 +123,7 @@ def main(argv: list[str] | None = None) -> dict:
 
     # The judged half first and for its points alone: the budget that holds is the one that was calibrated last.
     judged, calibration = measure(1), measure(0, args.model if args.save else None)
-    scores, levels = answer_all(model, processor, rows[1])
+    scores, levels = answer_all(model, processor, rows[1], "auto")
     full_scores = judged.scores[:, -1]
     differences = scores - full_scores
     samples = torch.randint(len(scores), (2000, len(scores)), generator=torch.Generator().manual_seed(args.seed))
@@ -160,10 +142,12 @@ def main(argv: list[str] | None = None) -> dict:
     print(json.dumps(results, indent=1))
     results |= {"target": args.target, "seed": args.seed}
     results |= {"judged": to_points(judged), "calibration": to_points(calibration)}
+    for m in args.fixed:
+        accuracy = answer_all(model, processor, rows[1], m)[0].mean().item()
+        results["judged"]["fixed"].append([m, round(accuracy, 4)])
+    results["judged"]["fixed"].sort()
     if args.output:
         args.output.write_text(json.dumps(results) + "\n")
-    if args.figure:
-        draw_figure(results).savefig(args.figure, dpi=120)
     return results
 
 

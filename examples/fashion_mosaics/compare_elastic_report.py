@@ -12,13 +12,14 @@ import math
 import statistics
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-from compare_report import BLUE, ORANGE, QUESTIONS, REPOSITORY, read_accuracies
+from compare_report import QUESTIONS, REPOSITORY, draw_questions, read_accuracies
+from matplotlib.figure import Figure
+
+from mqt_llava.plotting import BLUE, GRAY, GREEN, INK, ORANGE, in_style, new_figure, save_figure, visual_token_axis
 
 
 M = 16
 SQUARES = (1, 4, 16)
-GREEN, GRAY = "#009E73", "#555555"
 # Quantiles of Student's t at 97.5%, by degrees of freedom.
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -49,30 +50,28 @@ def print_table(head: list[str], rows: list[list[str]]) -> None:
         print(f"| {' | '.join(row)} |")
 
 
-def draw(accuracies: dict, best: str, path: Path) -> None:
-    figure, axes = plt.subplots(2, 3, figsize=(9, 5.2), sharex=True, sharey=True, layout="constrained")
-    for axis, (kind, question) in zip(axes.flat, QUESTIONS.items()):
-        axis.axhline(
-            statistics.mean(accuracies["llava", kind, 64]), color=GRAY, linestyle=":", label="LLaVA, 64 tokens"
-        )
-        for label, color, marker, points in (
-            ("one elastic model", BLUE, "o-", [(best, m) for m in (1, 2, 4, 8, 16)]),
-            ("an elastic model's means for one m", ORANGE, "s", [(f"qt_{m}", m) for m in SQUARES]),
+@in_style
+def draw(accuracies: dict, best: str) -> Figure:
+    figure, budgets = new_figure(5.6), (1, 2, 4, 8, 16)
+    axes = draw_questions(figure, list(QUESTIONS))
+    for axis, kind in zip(axes, QUESTIONS):
+        most = statistics.mean(accuracies["llava", kind, 64])
+        axis.axhline(most, color=INK, linestyle=":", label="the LLaVA that they are made of, 64 tokens")
+        for label, color, style, points in (
+            ("one elastic model", BLUE, "o-", [(best, m) for m in budgets]),
+            ("an elastic model's means for one number", ORANGE, "s", [(f"qt_{m}", m) for m in SQUARES]),
             ("average pooling", GREEN, "^--", [("average_pooling", m) for m in SQUARES]),
             ("image scaled down", GRAY, "v--", [("scaled_image", m) for m in SQUARES]),
         ):
             values = {m: accuracies[variant, kind, m] for variant, m in points if (variant, kind, m) in accuracies}
             means = [statistics.mean(each) for each in values.values()]
             errors = [0 if len(each) < 2 else interval(each) for each in values.values()]
-            axis.errorbar(list(values), means, errors, fmt=marker, color=color, capsize=3, label=label, markersize=5)
-        axis.set_title(question, fontsize=10)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks((1, 2, 4, 8, 16), ["1", "2", "4", "8", "16"])
-        axis.grid(alpha=0.3)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    figure.supxlabel("visual tokens m")
-    figure.supylabel("right answers in per cent")
-    figure.savefig(path, dpi=120)
+            axis.errorbar(list(values), means, errors, fmt=style, color=color, label=label)
+        visual_token_axis(axis, budgets)
+        axis.set_ylim(None, 105)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    figure.supylabel("% of answers that are right")
+    return figure
 
 
 def main(argv: list[str] | None = None):
@@ -102,7 +101,7 @@ def main(argv: list[str] | None = None):
             if all(pairs):
                 rows.append([f"`{variant}` - {name}", *map(cell, pairs)])
     print_table(["difference", *QUESTIONS], rows)
-    draw(accuracies, args.best, args.figure)
+    save_figure(draw(accuracies, args.best), args.figure)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ deviation.
 """
 
 import argparse
-import statistics
 from pathlib import Path
 
-from compare_report import BLUE, ORANGE, QUESTIONS, REPOSITORY, cell, read_accuracies
+from compare_report import QUESTIONS, REPOSITORY, cell, draw_accuracies, draw_questions, read_accuracies
 from matplotlib.figure import Figure
+
+from mqt_llava.plotting import BLUE, ORANGE, in_style, new_figure, save_figure, visual_token_axis
 
 
 BUDGETS = (1, 4, 16)
@@ -30,26 +31,19 @@ def print_table(accuracies: dict) -> None:
         print(f'| "{QUESTIONS[kind]}" | {" | ".join(cells)} |')
 
 
+@in_style
 def draw(accuracies: dict) -> Figure:
-    figure = Figure(figsize=(9, 5.2), layout="constrained")
-    axes = figure.subplots(2, 3, sharex=True, sharey=True)
-    for axis, kind in zip(axes.flat, KINDS):
-        for (label, variants), color, marker in zip(MODELS.items(), (BLUE, ORANGE), ("o-", "s--")):
-            points = [accuracies[variant, kind, budget] for variant, budget in zip(variants, BUDGETS)]
-            means, deviations = map(statistics.mean, points), map(statistics.stdev, points)
-            axis.errorbar(BUDGETS, list(means), list(deviations), fmt=marker, color=color, capsize=3, label=label)
-        axis.set_title(QUESTIONS[kind], fontsize=10)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
-        axis.tick_params(labelbottom=True)
-        axis.grid(alpha=0.3)
-        axis.set_ylim(25, 101)
-    axes[1, 2].set_axis_off()
-    handles, _ = axes[0, 0].get_legend_handles_labels()
-    labels = ["one MQT model for all m", "a QueCC model for each m"]
-    axes[1, 2].legend(handles, labels, loc="center", frameon=False, fontsize=11)
-    figure.supxlabel("visual tokens m")
-    figure.supylabel("right answers in per cent")
+    figure = new_figure(5.4)
+    axes = draw_questions(figure, list(KINDS))
+    labels = ("MQT: one model\nfor all numbers", "QueCC: a model\nfor each number")
+    for axis, kind in zip(axes, KINDS):
+        styles = zip(labels, (BLUE, ORANGE), ("o-", "s--"), (1, 1.07))
+        for variants, (label, color, style, shift) in zip(MODELS.values(), styles):
+            points = [(variant, kind, budget) for variant, budget in zip(variants, BUDGETS)]
+            draw_accuracies(axis, accuracies, points, style, shift, color=color, label=label)
+        visual_token_axis(axis, BUDGETS)
+    axes[-1].set_axis_off()
+    axes[-1].legend(*axes[0].get_legend_handles_labels(), loc="center", labelspacing=1.2)
     return figure
 
 
@@ -61,7 +55,7 @@ def main(argv: list[str] | None = None):
     args = parser.parse_args(argv)
     accuracies = read_accuracies(args.results)
     print_table(accuracies)
-    draw(accuracies).savefig(args.figure, dpi=120)
+    save_figure(draw(accuracies), args.figure)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,10 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mqt_llava.plotting import BLUE, ORANGE, in_style, new_figure, save_figure, visual_token_axis
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -26,7 +29,6 @@ QUESTIONS = {
     "most": "What is there most of?",
 }
 BUDGETS = (1, 2, 4, 8, 16)
-BLUE, ORANGE = "#0072B2", "#D55E00"  # of the palette of Okabe and Ito, told apart by everyone
 
 
 def read_accuracies(path: Path) -> dict[tuple[str, str, int], list[float]]:
@@ -53,26 +55,40 @@ def print_table(accuracies: dict, columns: list[tuple[str, str, int]]) -> None:
         print(f'| "{question}" | {" | ".join(cells)} |')
 
 
-def draw(accuracies: dict, path: Path) -> None:
-    figure, axes = plt.subplots(2, 3, figsize=(9, 5.2), sharex=True, sharey=True, layout="constrained")
-    for axis, (kind, question) in zip(axes.flat, QUESTIONS.items()):
-        for label, color, marker, points in (
-            ("one MQT model", BLUE, "o-", [("mqt", kind, budget) for budget in BUDGETS]),
-            ("a QT model for each m", ORANGE, "s", [(f"qt_{budget}", kind, budget) for budget in (1, 4, 16)]),
-        ):
-            means = [statistics.mean(accuracies[point]) for point in points]
-            deviations = [statistics.stdev(accuracies[point]) for point in points]
-            budgets = [budget for _, _, budget in points]
-            axis.errorbar(budgets, means, deviations, fmt=marker, color=color, capsize=3, label=label)
-        axis.set_title(question, fontsize=10)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
-        axis.grid(alpha=0.3)
-        axis.set_ylim(25, 101)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    figure.supxlabel("visual tokens m")
-    figure.supylabel("right answers in per cent")
-    figure.savefig(path, dpi=120)
+def draw_questions(figure: Figure, kinds: list[str]) -> list[Axes]:
+    """Panels for kinds of questions, on one scale of per cent in which the marker of 100 is whole."""
+    axes = list(figure.subplots(2, 3, sharex=True, sharey=True).flat)
+    for axis, kind in zip(axes, kinds):
+        axis.set_title(QUESTIONS[kind])
+        axis.tick_params(labelbottom=True)
+        axis.set_ylim(25, 105)
+    figure.supxlabel("number of visual tokens m")
+    figure.supylabel("% of answers that are right, mean ± standard deviation")
+    return axes
+
+
+def draw_accuracies(
+    axis: Axes, accuracies: dict, points: list[tuple[str, str, int]], style: str, shift: float = 1, **how
+) -> None:
+    """Means over the seeds with their standard deviation, cut off at 100%; shifted, so that none covers another."""
+    values = [accuracies[point] for point in points]
+    means, deviations = list(map(statistics.mean, values)), list(map(statistics.stdev, values))
+    above = [min(deviation, 100 - mean) for mean, deviation in zip(means, deviations)]
+    axis.errorbar([shift * budget for _, _, budget in points], means, [deviations, above], fmt=style, **how)
+
+
+@in_style
+def draw(accuracies: dict) -> Figure:
+    figure = new_figure(5.4)
+    axes = draw_questions(figure, list(QUESTIONS))
+    for axis, kind in zip(axes, QUESTIONS):
+        one, each = [("mqt", kind, budget) for budget in BUDGETS], [(f"qt_{m}", kind, m) for m in (1, 4, 16)]
+        draw_accuracies(axis, accuracies, one, "o-", color=BLUE, label="MQT: one model, trained at random m")
+        label = "QT: a query transformer trained at this m alone, one model for each"
+        draw_accuracies(axis, accuracies, each, "s", 1.1, color=ORANGE, label=label)
+        visual_token_axis(axis, BUDGETS)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
 
 
 def main(argv: list[str] | None = None):
@@ -89,7 +105,7 @@ def main(argv: list[str] | None = None):
         for m in budgets
     ]
     print_table(accuracies, [column for pair in pairs for column in pair])
-    draw(accuracies, args.figure)
+    save_figure(draw(accuracies), args.figure)
 
 
 if __name__ == "__main__":

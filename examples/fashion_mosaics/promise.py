@@ -2,12 +2,14 @@
 Tests whether a calibrated budget keeps its promise, on questions about mosaics of the official test items:
 
     OMP_NUM_THREADS=1 python examples/fashion_mosaics/promise.py --log pool.jsonl \
-        --output benchmarks/results/promise.json --figure docs/images/calibration.png
+        --output benchmarks/results/promise.json --calibration benchmarks/results/calibration.json
 
 A large pool of prompts, three coarse questions to one fine one, is answered once at every level, without right
 answers; where it is stopped, that goes on from `--log`. Calibrations are then drawn from the pool: each promises a
-risk by some of the prompts and is judged on all others. A right promise is broken in at most 5% of the draws. The
-figure is the report of a calibration on as many prompts as the largest of `--prompts`, at the middle one of `--risks`.
+risk by some of the prompts and is judged on all others. A right promise is broken in at most 5% of the draws.
+`--calibration` is the report of one of them, on as many prompts as the largest of `--prompts` and at the middle one of
+`--risks`; adaptive_report.py draws it. The one in benchmarks/results took minutes, without the whole pool:
+`--pool 2400 --prompts 2000 --risks 0.02 --draws 1`.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from transformers import AutoProcessor
 from mqt_llava import MQTLlavaForConditionalGeneration
 from mqt_llava.files.atomic_file import write_atomically
 from mqt_llava.models.adaptive_budget import AdaptiveBudget, checkpoint_digest, confidence_in
-from mqt_llava.planning import Calibration, draw_report, report_calibration
+from mqt_llava.planning import Calibration, report_calibration
 from mqt_llava.planning.calibration import exact_match
 from mqt_llava.planning.learn_then_test import binomial_cdf
 from mqt_llava.planning.level_answers import answer_at_levels, read_questions
@@ -129,8 +131,8 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--seed", type=int, default=4)
     parser.add_argument("--data-folder", default=DATASET_FOLDER, help="folder with Fashion-MNIST's four files")
     parser.add_argument("--log", type=Path, help="file for the answers, to go on from")
-    parser.add_argument("--figure", type=Path, help="PNG file")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--calibration", type=Path, help="JSON file for the report of one calibration")
     args = parser.parse_args(argv)
 
     model = MQTLlavaForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval()
@@ -149,12 +151,12 @@ def main(argv: list[str] | None = None) -> dict:
     print(to_table(results["simulations"]))
     if args.output:
         write_atomically(args.output, json.dumps(results, indent=1) + "\n")
-    if args.figure:
+    if args.calibration:
         order = torch.randperm(len(pool.scores), generator=torch.Generator().manual_seed(args.seed))
         calibration = choose(pool, order[: max(args.prompts)])
         risk = sorted(args.risks)[len(args.risks) // 2]
         calibration.budget = calibration.choose_promised(risk, CONFIDENCE, checkpoint_digest(model))
-        draw_report(report_calibration(calibration)).savefig(args.figure, dpi=100)
+        write_atomically(args.calibration, json.dumps(report_calibration(calibration)) + "\n")
     return results
 
 

@@ -14,19 +14,18 @@ import json
 from functools import partial
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import nnls
 
 from mqt_llava.planning import Observation, ScalingFit, ScalingLaw, fit_scaling_law, read_observations, request_flops
+from mqt_llava.plotting import COLOURS, INK, MARKERS, in_style, new_figure, save_figure
 
 
 REPOSITORY = Path(__file__).parents[2]
 PUBLISHED = json.loads((Path(__file__).parent / "published_scores.json").read_text())["tasks"]
 TEXT_TOKENS = (0, 50)
-STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#56B4E9", "v"), ("#E69F00", "P"))
 
 
 def published_scores(task: str, doubts: list[dict] = ()) -> list[Observation]:
@@ -107,40 +106,43 @@ def draw_panel(axis: Axes, fit: ScalingFit, Q: int, hollow: set[tuple[float, flo
     sizes = sorted({point.params_billion for point in fit.observations})
     tokens = sorted({point.tokens for point in fit.observations})
     along = np.geomspace(tokens[0], tokens[-1], 100)
-    for N, (color, marker) in zip(sizes, STYLES * len(sizes)):
+    for N, (color, marker) in zip(sizes, list(zip(COLOURS, MARKERS)) * len(sizes)):
         axis.plot(request_flops(N, along, Q), fit.law.predict(N, along), color=color)
-        axis.plot([], [], f"{marker}-", color=color, label=f"{N:g} billion")
+        axis.plot([], [], f"{marker}-", color=color, label=f"{N:g} billion parameters")
         for point in [point for point in fit.observations if point.params_billion == N]:
             face = "white" if (N, point.tokens) in hollow else color
             flops = request_flops(N, point.tokens, Q)
             axis.plot(flops, 1 - point.score, marker, color=color, markerfacecolor=face)
-    for T, offset, side in ((tokens[0], (4, 6), "left"), (tokens[-1], (-4, -12), "right")):
-        point = (request_flops(sizes[0], T, Q), fit.law.predict(sizes[0], T))
-        axis.annotate(f"T = {T:g}", point, offset, textcoords="offset points", ha=side, fontsize=9)
     best = best_tokens(fit, fit.law, Q)
+    free = ((-16, 10), "left") if best < tokens[-1] else ((-4, -14), "right")  # of other curves
+    for T, (offset, side) in ((tokens[0], ((5, 6), "left")), (tokens[-1], free)):
+        point = (request_flops(sizes[0], T, Q), fit.law.predict(sizes[0], T))
+        words = f"{T:g} visual token{'s' * (T > 1)}"
+        axis.annotate(words, point, offset, textcoords="offset points", ha=side, fontsize=9)
     N = np.geomspace(sizes[0], sizes[-1], 50)
-    axis.plot(request_flops(N, best, Q), fit.law.predict(N, best), "k:", linewidth=2.5, label="optimum")
-    most = ", the most," if best == tokens[-1] else ""
-    axis.set_title(f"Q = {Q} text tokens: T = {best:.3g}{most} is best", fontsize=10)
+    label = "best for these FLOPs"
+    axis.plot(request_flops(N, best, Q), fit.law.predict(N, best), ":", color=INK, linewidth=2.5, label=label)
+    if hollow:
+        axis.plot([], [], "o", color=INK, markerfacecolor="white", label="hollow: a score in doubt")
+    most = " (the most)" if best == tokens[-1] else ""
+    axis.set_title(f"{Q} text tokens: best with {best:.3g} visual token{'s' * (best > 1)}{most}")
     axis.set_xscale("log")
     axis.margins(y=0.1)
-    axis.grid(alpha=0.3)
 
 
+@in_style
 def draw(fits: dict[str, ScalingFit], in_doubt: dict[str, list[dict]]) -> Figure:
     """Error against FLOPs: a row for each fit, a column for each number of text tokens. Points in doubt are hollow."""
-    size = (9, 0.8 + 3 * len(fits))
-    figure, axes = plt.subplots(
-        len(fits), len(TEXT_TOKENS), figsize=size, sharey="row", squeeze=False, layout="constrained"
-    )
+    figure = new_figure(1 + 3 * len(fits))
+    axes = figure.subplots(len(fits), len(TEXT_TOKENS), sharey="row", squeeze=False)
     for row, (title, fit) in zip(axes, fits.items()):
         hollow = {(doubt["params_billion"], doubt["tokens"]) for doubt in in_doubt.get(title, [])}
         for axis, Q in zip(row, TEXT_TOKENS):
             draw_panel(axis, fit, Q, hollow)
         row[0].set_ylabel(f"error, {title}")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-    figure.supxlabel("FLOPs of the decoder for one request, 2 N (Q + T)")
+    figure.legend(handles, labels, loc="outside upper center", ncols=3)
+    figure.supxlabel("FLOPs of the decoder for one request: 2 × parameters × (text tokens + visual tokens)")
     return figure
 
 
@@ -153,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.scores is not None:
         drawn = {args.scores.stem: fit_scaling_law(read_observations(args.scores))}
         print_fits(drawn)
-        draw(drawn, {}).savefig(args.figure or args.scores.with_suffix(".png"), dpi=120)
+        save_figure(draw(drawn, {}), args.figure or args.scores.with_suffix(".png"))
         return
 
     drawn = {}
@@ -169,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
         if drawn[task].law.beta < drawn[task].law.alpha:
             print_around_optimum(drawn[task], request_flops(7, 14, 50), 50)
     in_doubt = {task: published["doubts"] for task, published in PUBLISHED.items()}
-    draw(drawn, in_doubt).savefig(args.figure or REPOSITORY / "docs" / "images" / "scaling_law.png", dpi=120)
+    save_figure(draw(drawn, in_doubt), args.figure or REPOSITORY / "docs" / "images" / "scaling_law.png")
 
 
 if __name__ == "__main__":

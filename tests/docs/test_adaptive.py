@@ -34,12 +34,13 @@ def test_promises_are_those_that_were_simulated():
 
 def test_the_figure_draws_the_half_of_the_table():
     pytest.importorskip("matplotlib")
-    (axis,) = load_script("examples/fashion_mosaics/adaptive.py").draw_figure(RESULTS).axes
+    (axis,) = load_script("examples/fashion_mosaics/adaptive_report.py").draw_judged_half(RESULTS).axes
     curve, chosen, fixed, oracle = (line.get_xydata().tolist() for line in axis.lines)
     chosen = chosen[0]
     assert chosen == [RESULTS["mean_visual_tokens"], 100 * RESULTS["accuracy"]]
     # What `generate` did is a point of the curve, which follows from the answers at every level.
     assert min(max(abs(chosen[0] - tokens), abs(chosen[1] - accuracy)) for tokens, accuracy in curve) < 0.1
+    assert [m for m, _ in fixed] == [1, 2, 4, 8, 16]
     assert fixed[-1] == pytest.approx([16, 100 * RESULTS["accuracy_at_max"]], abs=0.01)
     assert oracle == [[JUDGED["oracle"][0], 100 * JUDGED["oracle"][1]]]
     assert f"judged on {JUDGED['questions']} questions" in PAGE

@@ -96,7 +96,7 @@ def test_own_scores_are_reported(tmp_path, capsys):
     (tmp_path / "sweep.csv").write_text("\n".join(["params_billion,tokens,score", *lines]))
     report.main(["--scores", str(tmp_path / "sweep.csv")])
     assert "| sweep | 0.3" in capsys.readouterr().out
-    assert Image.open(tmp_path / "sweep.png").size == (1080, 456)
+    assert Image.open(tmp_path / "sweep.png").size == (1350, 600)
 
 
 @pytest.mark.slow

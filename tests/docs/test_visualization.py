@@ -68,5 +68,5 @@ def test_the_example_saves_every_figure(tmp_path):
     command = [*shlex.split(command.replace("\\\n", "")), "--output", str(tmp_path)]
     subprocess.run([sys.executable, *command], cwd=REPOSITORY, check=True)
     assert {path.stem for path in tmp_path.glob("*.png")} == FIGURES
-    assert all(Image.open(path).size[0] == 900 for path in tmp_path.glob("*.png"))
+    assert all(Image.open(path).size[0] == 1350 for path in tmp_path.glob("*.png"))
     assert {path.stem for path in (REPOSITORY / "docs" / "images" / "explain").glob("*.png")} == FIGURES

@@ -4,7 +4,7 @@ import pytest
 
 from mqt_llava.evaluation import Answer, AnswerLog
 from mqt_llava.evaluation.answer_log import answer_key
-from mqt_llava.evaluation.finished_tasks import mean_flops, summarize
+from mqt_llava.evaluation.finished_tasks import intervals, mean_flops, summarize, wilson_interval
 from mqt_llava.planning import request_cost
 
 
@@ -53,11 +53,20 @@ def test_keys_tell_budgets_and_options_apart_but_not_the_order_of_options():
     assert len({key, *others}) == 4
 
 
+def test_intervals_are_of_the_questions_that_a_metric_scores():
+    samples = [{"doc_id": place, "row": 1.0, "points": 7.0, "text": "a"} for place in range(9)]
+    found = intervals([*samples, {"doc_id": 9, "most": 0.5}])
+    assert found.keys() == {"row", "most"} and found["row"][0] == 9 and found["most"][0] == 1
+    # Wilson's: not empty where all answers are right; tables have 0.701 of 9, and 0.237 to 0.763 of 5 of 10.
+    assert found["row"][1:] == pytest.approx([0.7008, 1], abs=1e-4)
+    assert wilson_interval(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+
+
 def test_a_pair_has_the_means_of_its_answers(golden_model):
     answers = [answer("a"), answer("b", visual_tokens=[4, 4], text_tokens=30, new_tokens=1, seconds=1.0)]
     figures = {"accuracy,none": 0.5, "accuracy_stderr,none": 0.1, "alias": "t", "n": 3, "list,none": None}
     pair = summarize("t", 4, {"results": {"t": figures}}, answers, golden_model.config)
-    assert pair.metrics == {"t": {"accuracy": 0.5}}
+    assert pair.metrics == {"t": {"accuracy": 0.5}} and pair.intervals == {}
     assert (pair.questions, pair.visual_tokens, pair.text_tokens, pair.new_tokens) == (2, 6, 25, 3)
     assert pair.seconds == 1.5
     costs = [

@@ -5,7 +5,6 @@ import json
 from dataclasses import fields
 
 import pytest
-from PIL import Image
 
 from mqt_llava.evaluation import PAPER
 from mqt_llava.evaluation.benchmarks import average, read_published
@@ -15,8 +14,8 @@ from mqt_llava.evaluation.report import Row, read_table, tabulate, to_markdown, 
 from tests.builders.paths import REPOSITORY
 
 
-def pair(task: str, m, metrics: dict, visual_tokens: float = 4.0) -> FinishedTask:
-    return FinishedTask(task, m, {task: metrics}, 10, visual_tokens, 50.0, 3.0, 1e9, 2.5)
+def pair(task: str, m, metrics: dict, **intervals) -> FinishedTask:
+    return FinishedTask(task, m, {task: metrics}, 10, 4.0, 50.0, 3.0, 1e9, 2.5, {task: intervals})
 
 
 def paper_pairs(m, share: float) -> list[FinishedTask]:
@@ -100,13 +99,20 @@ def test_markdown_keeps_measured_and_published_in_lines_of_their_own():
     assert lines[2].startswith("| VizWiz") and lines[-1].startswith("| average")
 
 
+def test_intervals_are_on_the_scale_of_the_score():
+    (row, *_) = tabulate([pair("gqa", 16, {"exact_match": 0.5}, exact_match=[10, 0.25, 0.75])], "mine")
+    assert (row.count, row.low, row.score, row.high) == (10, 25, 50, 75)
+
+
 @pytest.mark.parametrize("count", [1, 2, 12])
-def test_the_figure_is_readable_at_a_pages_width(tmp_path, count):
+def test_all_panels_show_the_same_part_of_what_can_be_reached(count):
     rows = tabulate(paper_pairs(4, 0.5) + paper_pairs(16, 0.6) + paper_pairs("auto", 0.6), "mine")
     names = list(dict.fromkeys(row.benchmark for row in rows))[:count]
-    draw([row for row in rows if row.benchmark in names], tmp_path / "figure.png")
-    width, height = Image.open(tmp_path / "figure.png").size
-    assert 500 < width < 1250 and 300 < height < 1400
+    axes = draw([row for row in rows if row.benchmark in names]).axes
+    maxima = {benchmark.name: benchmark.maximum for benchmark in PAPER}
+    shown = {tuple(share / maxima.get(axis.get_title(), 100) for share in axis.get_ylim()) for axis in axes[:count]}
+    assert all(limits == pytest.approx(next(iter(shown))) for limits in shown)
+    assert [axis.axison for axis in axes] == [True] * count + [False] * (-count % min(count, 4))
 
 
 def test_the_figure_draws_measured_and_published_differently():
@@ -115,12 +121,20 @@ def test_the_figure_draws_measured_and_published_differently():
     from mqt_llava.evaluation.figure import draw_panel
 
     rows = [row for row in tabulate(paper_pairs(4, 0.5) + paper_pairs(16, 0.6), "mine") if row.benchmark == "GQA"]
-    lines = {line.get_label(): line for line in draw_panel(Figure().subplots(), rows)}
+    lines = draw_panel(Figure().subplots(), rows)
     assert list(lines) == ["MQT-LLaVA 7B, published", "LLaVA-1.5 7B, published", "mine, measured"]
     published, _, measured = lines.values()
     assert list(measured.get_xdata()) == [4, 16] and list(measured.get_ydata()) == pytest.approx([50, 60])
     for style in ("get_color", "get_linestyle", "get_marker", "get_markerfacecolor"):
         assert getattr(published, style)() != getattr(measured, style)()
+
+
+def test_counts_and_intervals_are_drawn():
+    rows = tabulate([pair("mine", 4, {"row": 0.5, "most": 0.25}, row=[10, 0.25, 0.75])], "model")
+    row, most = draw(rows).axes
+    assert row.get_title() == "mine row\n10 questions" and most.get_title() == "mine most"
+    (interval,) = row.collections
+    assert interval.get_segments()[0].tolist() == [[4, 0.25], [4, 0.75]] and not most.collections
 
 
 def test_scores_of_the_checkpoints_own_number_of_tokens_are_tabulated():

@@ -94,7 +94,7 @@ def test_the_end_of_an_answer_has_no_row(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(visual, name, keep)
     arguments = ["--question", "What is in the top left?", "--num-visual-tokens", "1", "16"]
     explain.main([*arguments, "--output", str(tmp_path)])
-    assert rows == {"draw_heatmaps": ["sneaker (0)"], "draw_changes": ["sneaker"]}
+    assert rows == {"draw_heatmaps": ["sneaker"], "draw_changes": ["sneaker"]}
     assert "heatmaps: 100%" in capsys.readouterr().err  # a bar
 
 

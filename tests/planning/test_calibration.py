@@ -207,7 +207,7 @@ class TestPromise:
         save_report(calibration, tmp_path / "new")
         found = json.loads((tmp_path / "new" / "calibration.json").read_text())
         assert found["chosen"] == [16, 1] and found["too_early"] == [] and found["num_missing"] == 87
-        assert Image.open(tmp_path / "new" / "calibration.png").size == (900, 400)
+        assert Image.open(tmp_path / "new" / "calibration.png").size == (1350, 600)
 
 
 class TestBadInput:

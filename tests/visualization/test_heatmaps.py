@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from mqt_llava.visualization import METHODS, answer_heatmap, answer_score, heatmaps, visual_token_heatmap
+from mqt_llava.visualization import METHODS, answer_heatmap, answer_score, visual_token_heatmap
 
 
 TARGETS = [{}, {"answer_tokens": 1}, {"visual_token": 2}, {"answer_tokens": [0, 2], "visual_token": 0}]
@@ -57,11 +57,10 @@ def test_grad_cam_of_a_visual_token_is_that_of_its_norm(answer, visual_token):
 
 
 @pytest.mark.parametrize("target", TARGETS[:1] + TARGETS[-1:])
-def test_integrated_gradients_are_the_integral_of_finite_differences(answer, target, monkeypatch):
+def test_integrated_gradients_are_the_integral_of_finite_differences(answer, target):
     pytest.importorskip("captum")
-    monkeypatch.setattr(heatmaps, "STEPS", 200)
     score, difference = answer_score(answer, 4, **target), answer.patches - answer.blank_patches
-    heatmap = heatmaps.attribute(score, answer.patches, answer.blank_patches, "integrated_gradients")
+    heatmap = answer_heatmap(answer, 4, **target, steps=200)
     for patch in (0, 9):
         direction = torch.zeros_like(difference)
         direction[:, patch] = difference[:, patch]
@@ -71,12 +70,11 @@ def test_integrated_gradients_are_the_integral_of_finite_differences(answer, tar
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_integrated_gradients_sum_to_what_the_image_changes(answer, target, monkeypatch):
+def test_integrated_gradients_sum_to_what_the_image_changes(answer, target):
     pytest.importorskip("captum")
-    monkeypatch.setattr(heatmaps, "STEPS", 200)
     score = answer_score(answer, 4, **target)
     change = (score(answer.patches) - score(answer.blank_patches)).item()
-    assert abs(answer_heatmap(answer, 4, **target).sum().item() - change) < 1e-6 * abs(change)
+    assert abs(answer_heatmap(answer, 4, **target, steps=200).sum().item() - change) < 1e-6 * abs(change)
 
 
 def test_followed_tokens_share_the_gradient(answer):

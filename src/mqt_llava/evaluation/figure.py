@@ -1,84 +1,112 @@
-"""Score against visual tokens, a panel for each benchmark; what is measured and what is published never look alike."""
+"""
+Score against visual tokens, a panel for each benchmark; what is measured and what is published never look alike.
 
+    python -m mqt_llava.evaluation.figure runs/sweep/results.json results.png
+
+draws the table of a sweep again.
+"""
+
+import argparse
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .report import MEASURED, PUBLISHED, Row, order
+from ..plotting import BLUE, GREEN, INK, ORANGE, in_style, new_figure, save_figure, visual_token_axis
+from .benchmarks import AVERAGE, PAPER
+from .report import MEASURED, PUBLISHED, Row, order, read_table
 
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMNS = 4
+MAXIMA = {AVERAGE: 100.0, **{benchmark.name: benchmark.maximum for benchmark in PAPER}}
 
 
-# Of the palette of Okabe and Ito, told apart by everyone; so are the markers, and full from hollow.
-BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
-COLUMNS = 3
-
-
-def draw(rows: list[Row], path: Path) -> None:
+@in_style
+def draw(rows: list[Row]) -> "Figure":
     """
+    All panels show the same part of what can be reached, so that a steeper curve is a larger gain.
+
+    Args:
+        rows: Of [`tabulate`].
+
     Raises:
-        ImportError: matplotlib is missing.
+        ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('The figure needs matplotlib: pip install "mqt_llava[eval]"') from error
-
-    names = sorted(dict.fromkeys(row.benchmark for row in rows), key=order)
-    columns = min(COLUMNS, len(names))
-    lines = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(max(5.2, 3.2 * columns), 0.7 + max(2.2 * lines, 3.2)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(lines, columns, squeeze=False).flat
-    labels: dict[str, Artist] = {}
-    for name, axis in zip(names, axes):
-        for line in draw_panel(axis, [row for row in rows if row.benchmark == name]):
-            labels.setdefault(str(line.get_label()), line)
-        axis.set_title(name.replace("_", " "), fontsize=10)
-    for axis in list(axes):  # what is left of the grid
+    panels: dict[str, list[Row]] = {
+        name: [] for name in sorted(dict.fromkeys(row.benchmark for row in rows), key=order)
+    }
+    for row in rows:
+        panels[row.benchmark].append(row)
+    columns = min(COLUMNS, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = new_figure(1 + max(1.9 * lines, 3))
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+    low, high = shown_part(panels)
+    labels: dict[str, Any] = {}
+    for (name, panel), axis in zip(panels.items(), axes):
+        labels = draw_panel(axis, panel) | labels
+        axis.set_ylim(low * maximum(panel), high * maximum(panel))
+        counts = {row.count for row in panel if row.count}
+        count = f"\n{counts.pop()} questions" if len(counts) == 1 else ""
+        axis.set_title(name.replace("_", " ") + count)
+    for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    ncols = min(len(labels), columns + 1)
-    figure.legend(list(labels.values()), list(labels), loc="outside upper center", ncols=ncols, fontsize=9)
+    figure.legend(list(labels.values()), list(labels), loc="outside upper center", ncols=min(3, len(labels)))
     figure.supxlabel("visual tokens per image")
-    figure.supylabel("score")
-    figure.savefig(path, dpi=120)
+    figure.supylabel("score, with 95% intervals" if any(row.count for row in rows) else "score")
+    return figure
 
 
-def draw_panel(axis: "Axes", rows: list[Row]) -> list["Artist"]:
-    """One benchmark; returns what belongs into the legend."""
-    drawn: list[Artist] = []
-    ticks: set = set()
+def draw_panel(axis: "Axes", rows: list[Row]) -> dict[str, Any]:
+    """One benchmark, with 95% intervals where they are known; returns what belongs into the legend, by label."""
+    drawn: dict[str, Any] = {}
     for source, color, style in ((PUBLISHED, ORANGE, "s--"), (MEASURED, BLUE, "o-")):
         for model in dict.fromkeys(row.model for row in rows if row.source == source):
-            points = sorted(
-                (row.m, row.score) for row in rows if is_fixed(row) and (row.model, row.source) == (model, source)
-            )
-            ticks |= {m for m, _ in points}
+            points = [row for row in rows if isinstance(row.m, int) and (row.model, row.source) == (model, source)]
             if not points:
                 continue
             face = color if source == MEASURED else "white"
             if source == PUBLISHED and len(points) == 1:  # LLaVA-1.5, whose number of tokens is its only one
-                color, style = BLACK, "D"
-            lines = axis.plot(*zip(*points), style, color=color, markerfacecolor=face, label=f"{model}, {source}")
-            drawn += lines
-    adaptive = [(row.visual_tokens, row.score) for row in rows if row.m == "auto" and row.visual_tokens]
-    if adaptive:
-        label = "adaptive, measured (at the task's mean)"
-        drawn += axis.plot(*zip(*adaptive), "*", color=GREEN, markersize=12, label=label)
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(thinned(sorted(ticks)), labels=map(str, thinned(sorted(ticks))), fontsize=7)
-    axis.set_xticks([], minor=True)
-    axis.tick_params(axis="y", labelsize=8)
-    axis.grid(alpha=0.3)
+                color, style = INK, "D"
+            label, points = f"{model}, {source}", sorted(points, key=lambda row: int(row.m or 0))
+            tokens = [float(row.m or 0) for row in points]
+            drawn[label] = draw_points(axis, tokens, points, style, color=color, markerfacecolor=face, label=label)
+    for row in rows:
+        if row.m == "auto" and row.visual_tokens:
+            label = "adaptive, measured, at its mean number of tokens"
+            drawn[label] = draw_points(axis, [row.visual_tokens], [row], "*", color=GREEN, markersize=11, label=label)
+    numbers = sorted({row.m for row in rows if isinstance(row.m, int)})
+    visual_token_axis(axis, thinned(numbers))
     return drawn
 
 
-def is_fixed(row: Row) -> bool:
-    return isinstance(row.m, int)
+def draw_points(axis: "Axes", tokens: list[float], rows: list[Row], style: str, **how: Any) -> Any:
+    scores = [row.score for row in rows]
+    below = [row.score - (row.score if row.low is None else row.low) for row in rows]
+    above = [(row.score if row.high is None else row.high) - row.score for row in rows]
+    line, *_ = axis.errorbar(tokens, scores, [below, above] if any(below + above) else None, fmt=style, **how)
+    return line
+
+
+def maximum(panel: list[Row]) -> float:
+    """The best score that there is on a benchmark; where that is not known, 1 or the best of the panel's."""
+    return MAXIMA.get(panel[0].benchmark) or max(1.0, *(row.score for row in panel))
+
+
+def shown_part(panels: dict[str, list[Row]]) -> tuple[float, float]:
+    """The part of the scores' range that holds all panels."""
+    shares = [
+        value / maximum(panel)
+        for panel in panels.values()
+        for row in panel
+        for value in (row.low, row.score, row.high)
+        if value is not None
+    ]
+    margin = 0.05 * (max(shares) - min(shares)) or 0.05
+    return min(shares) - margin, max(shares) + margin
 
 
 def thinned(ticks: list[int]) -> list[int]:
@@ -88,3 +116,15 @@ def thinned(ticks: list[int]) -> list[int]:
         if not kept or tick >= 1.7 * kept[-1]:
             kept.append(tick)
     return kept
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", type=Path, help="a sweep's results.json")
+    parser.add_argument("figure", type=Path, help="PNG file")
+    args = parser.parse_args(argv)
+    save_figure(draw(read_table(args.table)), args.figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,11 @@
 """What a sweep has finished: a JSON file for each pair of a task and a number of visual tokens."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from math import nan, sqrt
 from pathlib import Path
-from statistics import mean
+from statistics import NormalDist, mean
 
 from transformers import PreTrainedConfig
 
@@ -25,6 +27,8 @@ class FinishedTask:
         visual_tokens, text_tokens, new_tokens: Means per question.
         flops: Mean per question, of `planning.request_cost`; None where that does not know.
         seconds: Of answering, over all questions and processes.
+        intervals: `{task: {metric: [questions, low, high]}}` of the metrics that are means of scores in 0..1: over how
+            many questions, and the 95% interval of the mean.
     """
 
     task: str
@@ -36,6 +40,7 @@ class FinishedTask:
     new_tokens: float
     flops: float | None
     seconds: float
+    intervals: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
 
 def summarize(
@@ -43,7 +48,7 @@ def summarize(
 ) -> FinishedTask:
     """
     Args:
-        results: As lmms-eval returns them.
+        results: As lmms-eval returns them, with its samples.
         answers: To all questions of the task.
         config: Of the model.
     """
@@ -57,6 +62,7 @@ def summarize(
         new_tokens=mean(answer.new_tokens for answer in answers),
         flops=None if m == "auto" else mean_flops(answers, config),
         seconds=sum(answer.seconds for answer in answers),
+        intervals={name: intervals(samples) for name, samples in results.get("samples", {}).items()},
     )
 
 
@@ -68,6 +74,32 @@ def numbers(figures: dict) -> dict[str, float]:
         for name, value in named.items()
         if name and "_stderr" not in name and isinstance(value, (int, float)) and not isinstance(value, bool)
     }
+
+
+def intervals(samples: list[dict]) -> dict[str, list[float]]:
+    """
+    Of the metrics that give a question a score in 0..1. A question has only some of a task's metrics, such as that of
+    its kind.
+    """
+    scores: defaultdict[str, list[float]] = defaultdict(list)
+    for sample in samples:
+        for name, value in sample.items():
+            scores[name].append(float(value) if isinstance(value, (int, float)) else nan)
+    return {
+        name: [len(values), *wilson_interval(mean(values), len(values))]
+        for name, values in scores.items()
+        if name != "doc_id" and all(0 <= value <= 1 for value in values)
+    }
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """
+    The 95% interval of a share (Wilson 1927). Not empty where all or no answers are right; too wide, if anything, for
+    the mean of scores between 0 and 1, which vary less.
+    """
+    z = NormalDist().inv_cdf(0.975)
+    middle, width = share + z * z / (2 * count), z * sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return (middle - width) / (1 + z * z / count), (middle + width) / (1 + z * z / count)
 
 
 def mean_flops(answers: list[Answer], config: PreTrainedConfig) -> float | None:

@@ -27,6 +27,8 @@ class Row:
         score: In per cent for the paper's benchmarks (MME: points), else as lmms-eval gives it.
         source: "measured" by this sweep or "published" by the paper, nothing else.
         note: What keeps a benchmark's measured and published scores from being the same thing.
+        count, low, high: Over how many questions the score is a mean, and its 95% interval; None of a published score,
+            and where a metric is no mean of scores in 0..1.
         questions, visual_tokens, text_tokens, new_tokens, flops, seconds: As in [`FinishedTask`], of the whole task.
     """
 
@@ -38,6 +40,9 @@ class Row:
     score: float
     source: str
     note: str = ""
+    count: int | None = None
+    low: float | None = None
+    high: float | None = None
     questions: int | None = None
     visual_tokens: float | None = None
     text_tokens: float | None = None
@@ -62,6 +67,9 @@ def measured_rows(pair: FinishedTask, model: str) -> list[Row]:
         for entry in known or [Benchmark(f"{task} {metric}", task, metric, scale=1) for metric in metrics]:
             score = metrics[entry.metric] * entry.scale
             named = {"benchmark": entry.name, "metric": entry.metric, "note": entry.note, "score": score}
+            if interval := pair.intervals.get(task, {}).get(entry.metric):
+                count, low, high = interval
+                named |= {"count": count, "low": low * entry.scale, "high": high * entry.scale}
             rows.append(Row(**{**costs, **named, "task": task, "model": model, "source": MEASURED}))
     return rows
 

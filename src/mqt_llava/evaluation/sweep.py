@@ -23,6 +23,7 @@ from transformers import AutoConfig
 
 import mqt_llava  # noqa: F401  registers the models
 
+from ..plotting import save_figure
 from .answer_log import AnswerLog
 from .arguments import check_batch_size, check_num_visual_tokens_or_auto, read_num_visual_tokens
 from .benchmarks import PAPER
@@ -89,7 +90,7 @@ class Evaluator:
             tasks=[task],
             limit=self.args.limit,
             task_manager=self.manager,
-            log_samples=False,
+            log_samples=True,  # of which the intervals are made
             bootstrap_iters=0,
             # Where some tasks leave files for test servers.
             cli_args=argparse.Namespace(output_path=str(folder), process_with_media=False),
@@ -203,7 +204,7 @@ def report(pairs: list[FinishedTask], args: argparse.Namespace) -> None:
         return
     rows = tabulate(pairs, Path(args.pretrained).name)
     write_table(rows, args.output)
-    draw(rows, args.output / "results.png")
+    save_figure(draw(rows), args.output / "results.png")
     print(to_markdown(rows))
 
 

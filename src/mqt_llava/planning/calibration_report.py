@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files.atomic_file import write_atomically
+from ..plotting import BLUE, GREEN, INK, ORANGE, in_style, new_figure, save_figure, visual_token_axis
 from .calibration import Calibration, Point
 
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MOST_POINTS = 200  # of the curve
-# Of the palette of Okabe and Ito.
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+Y_LABELS = {"answers at M": "% of answers as with all visual tokens", "right answers": "% of answers that are right"}
 
 
 def to_pair(point: Point) -> list[float]:
@@ -62,6 +63,7 @@ def report_calibration(calibration: Calibration) -> dict[str, Any]:
     }
 
 
+@in_style
 def draw_report(found: dict[str, Any]) -> Figure:
     """
     The curve with the point that was chosen, and how many prompts stop at each level.
@@ -72,40 +74,51 @@ def draw_report(found: dict[str, Any]) -> Figure:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('The figure needs matplotlib: pip install "mqt_llava[visual]"') from error
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = new_figure(4)
     axis, levels = figure.subplots(1, 2, width_ratios=(2, 1))
-
-    def plot(points: list, style: str, **how: Any) -> None:
-        axis.plot([tokens for tokens, _ in points], [100 * accuracy for _, accuracy in points], style, **how)
-
-    plot(found["curve"], "-", color=BLUE, label="adaptive, any confidence")
-    plot([found["chosen"]], "o", color=BLUE, markersize=9, label="chosen")
-    plot(found["fixed"], "s--", color=ORANGE, label="the same m for all prompts")
-    plot([found["oracle"]], "*", color=GREEN, markersize=12, label="oracle: the best m, known beforehand")
+    draw_curve(axis, found)
     promise, missing = found["budget"]["promise"], found["num_missing"]
     if promise:
-        axis.axhline(100 * (1 - promise["risk"]), color="black", linestyle=":", linewidth=1, label="promised")
+        axis.axhline(100 * (1 - promise["risk"]), color=INK, linestyle=":", linewidth=1, label="promised")
         title = f"promised: at most {promise['risk']:.2%} differ, with confidence {promise['confidence']:.1%}"
     else:
         title = f"nothing promised; about {missing} more prompts might do" if missing else "nothing promised"
-    axis.set_title(title, fontsize="medium")
+    axis.set_title(title)
     axis.set_xlabel("visual tokens per prompt, mean")
-    axis.set_ylabel(f"agree with {found['reference']}, in per cent")
-    axis.grid(alpha=0.3)
+    axis.set_ylabel(Y_LABELS[found["reference"]])
     axis.legend(loc="lower right")
 
     shares = found["share_at_levels"]
     bars = levels.bar(list(shares), [100 * share for share in shares.values()], color=BLUE)
-    levels.bar_label(bars, fmt="%.1f")
+    levels.bar_label(bars, fmt="%.1f%%")
     levels.margins(y=0.1)
-    levels.set_title(f"{found['num_prompts']} prompts, {len(found['too_early'])} stopped too early", fontsize="medium")
-    levels.set_xlabel("visual tokens")
-    levels.set_ylabel("prompts in per cent")
+    levels.grid(axis="x", visible=False)
+    levels.set_title(f"{found['num_prompts']} prompts, {len(found['too_early'])} stopped too early")
+    levels.set_xlabel("visual tokens of a prompt")
+    levels.set_ylabel("% of the prompts")
     return figure
+
+
+def draw_curve(axis: Axes, found: dict[str, Any]) -> None:
+    """
+    Accuracy against mean visual tokens.
+
+    Args:
+        found: `curve`, `chosen`, `fixed` and `oracle` as [`report_calibration`] gives them.
+    """
+
+    def plot(points: list, style: str, **how: Any) -> None:
+        axis.plot([tokens for tokens, _ in points], [100 * accuracy for _, accuracy in points], style, **how)
+
+    plot(found["curve"], "-", color=BLUE, label="adaptive, one point for each confidence")
+    tokens, accuracy = found["chosen"]
+    label = f"adaptive, as chosen: {tokens:.2f} tokens, {accuracy:.2%}"
+    plot([found["chosen"]], "o", color=BLUE, markersize=9, label=label)
+    plot(found["fixed"], "s--", color=ORANGE, label="the same number of tokens for all")
+    label = "oracle, which knows the best level of each"
+    plot([found["oracle"]], "*", color=GREEN, markersize=12, label=label)
+    visual_token_axis(axis, [int(number) for number, _ in found["fixed"]])
+    axis.margins(y=0.12)
 
 
 def save_report(calibration: Calibration, folder: str | Path) -> None:
@@ -119,4 +132,4 @@ def save_report(calibration: Calibration, folder: str | Path) -> None:
     figure = draw_report(found)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "calibration.json", json.dumps(found, indent=1) + "\n")
-    figure.savefig(folder / "calibration.png", dpi=100)
+    save_figure(figure, folder / "calibration.png")
