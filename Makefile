@@ -8,7 +8,7 @@ CALLS ?= 20000
 MINUTES ?= 60
 ARGS ?=
 
-.PHONY: help demo demo-web test lint fuzz test-transformers test-gpu clean
+.PHONY: help demo demo-web test lint docs fuzz test-transformers test-gpu clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 24
@@ -25,6 +25,9 @@ test: $(VENV)/.installed  ## Run the test suite
 lint: $(VENV)/.installed  ## Check style and types
 	$(VENV)/bin/nox -s lint
 	$(VENV)/bin/mypy
+
+docs: $(VENV)/.nox  ## Build the documentation as a site, runs/site/index.html
+	$(VENV)/bin/nox -s docs
 
 fuzz: $(VENV)/.installed  ## Compare 20,000 random calls with an oracle (a quarter of an hour); CALLS=, MINUTES=, ARGS="--seed 7"
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz --calls $(CALLS) --minutes $(MINUTES) $(ARGS)

@@ -71,6 +71,13 @@ def lint(session):
 
 
 @nox.session
+def docs(session):
+    """The site of README, docs/ and the docstrings, in runs/site/. It stops at a dead link, also of a docstring."""
+    install(session, "mkdocs-material", "mkdocstrings-python", "ruff")  # which formats signatures
+    session.run("mkdocs", "build", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session
 def demo_web(session):
     """Serves the web demo."""
     # Gradio wants Pillow below 13.

@@ -45,6 +45,7 @@ PARTS = [  # the longest first
     Part("browser", 8, f"{CHROMIUM}; {NOX} browser"),
     Part("torchao", 4, f"{NOX} torchao"),
     Part("lint", 4, "make lint"),
+    Part("docs", 2, "make docs"),
 ]
 AT_ONCE = 2
 ENVIRONMENT = {**os.environ, "PYTEST_XDIST_AUTO_NUM_WORKERS": str(max(1, os.cpu_count() // AT_ONCE))}

@@ -134,10 +134,14 @@ def try_in_an_empty_environment(folder: Path, wheel: Path) -> None:
     for name in ("convert_mqt_llava", "convert_quecc_llava"):
         run(python, "-m", f"mqt_llava.conversion.{name}", "--help", folder=folder)
     say("run the README's first snippet there, and the one for wheels")
-    first, *others = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text("utf-8"), re.DOTALL)
-    (alone,) = (block for block in others if "EMBEDDED_CHECKPOINT" in block)
+    first, *_ = python_blocks("README.md")
+    (alone,) = (block for block in python_blocks("docs/checkpoints.md") if "EMBEDDED_CHECKPOINT" in block)
     print(run(python, "-c", first, folder=REPOSITORY))
     print(run(python, "-c", alone, folder=folder))
+
+
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text("utf-8"), re.DOTALL)
 
 
 def make_environment(folder: Path, *requirements: str | Path) -> Path:

@@ -3,7 +3,7 @@ Tables and figure of what compare_signals.py has measured:
 
     python examples/fashion_mosaics/compare_signals_report.py
 
-Prints the tables of docs/adaptive.md and writes `docs/images/signals.png`.
+Prints the tables of docs/signals.md and writes `docs/images/signals.png`.
 """
 
 import argparse

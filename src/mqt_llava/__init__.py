@@ -35,7 +35,8 @@ for config, model, model_with_head, processor in (
 
 __version__ = version("mqt_llava")
 
-EMBEDDED_CHECKPOINT = Path(__file__).parent / "mqt-llava-tiny"  # a small one, which comes with the package
+EMBEDDED_CHECKPOINT = Path(__file__).parent / "mqt-llava-tiny"
+"""Folder of a small checkpoint that comes with the package."""
 
 __all__ = [
     "EMBEDDED_CHECKPOINT",

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from mqt_llava import AdaptiveBudget
 from tests.builders.paths import CHECKPOINT, REPOSITORY
 from tests.builders.scripts import load_script
 
@@ -31,19 +30,6 @@ def test_promises_are_those_that_were_simulated():
     for row in results["simulations"]:
         assert results["pool"] >= 20 * row["prompts"] and row["p_value"] > 0.05  # no more broken than 5% by chance
         assert row["tokens_over_best"] < 1.35
-
-
-def test_signals_are_those_that_were_compared_and_choose_the_default():
-    pytest.importorskip("matplotlib")
-    results = json.loads((REPOSITORY / "benchmarks" / "results" / "signals.json").read_text())
-    report = load_script("examples/fashion_mosaics/compare_signals_report.py")
-    assert [table in PAGE for table in report.to_tables(results)] == [True] * 4
-    for rules in ("better_rules", "better_rules_at_default_levels"):
-        assert report.DEFAULT in results[rules]
-        assert not {"product of probabilities", "margin", "entropy"} & set(results[rules])
-    assert results["chosen_power"] == AdaptiveBudget().unended_power
-    assert f"{sum(results['mosaics'].values())} mosaics of held-out items" in PAGE
-    assert [len(axis.lines) > 3 for axis in report.draw(results).axes] == [True, True]
 
 
 def test_the_figure_draws_the_half_of_the_table():

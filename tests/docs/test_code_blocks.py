@@ -16,7 +16,6 @@ from tests.docs.code_blocks import PAGES, find_blocks
 
 MOSAIC = PICTURES / "mosaic_0.png"
 BLOCKS = {page: find_blocks(page) for page in PAGES}
-NEEDS = {"README.md": "captum"}
 
 
 TEXT = """Text
@@ -100,8 +99,6 @@ def at_hand(folder, request):
 @pytest.mark.parametrize("page", [page for page in PAGES if not all(block.comment for block in BLOCKS[page])])
 def test_blocks_without_a_comment_run(page, at_hand):
     """In the order of the page, Python in one namespace."""
-    if page in NEEDS:
-        pytest.importorskip(NEEDS[page])
     namespace = {}
     for block in BLOCKS[page]:
         if block.comment:

@@ -33,14 +33,14 @@ def test_quickstart_is_the_first_snippet_of_the_readme():
     assert output[-1].split(maxsplit=1) == ["16", "sneaker, coat, dress, sandal"]
 
 
-def test_every_script_is_in_the_readme():
+def test_every_script_is_on_the_page_of_scripts():
     """Those that a user copies; what made the embedded checkpoint and its figures is described elsewhere."""
     patterns = ("*.py", "train/*.py", "serve/*.py")
     scripts = [path for pattern in patterns for path in sorted((REPOSITORY / "examples").glob(pattern))]
-    readme = (REPOSITORY / "README.md").read_text()
+    page = (REPOSITORY / "docs" / "examples.md").read_text()
     modules = {"demo_answers.py", "demo_page.py", "folder_engines.py", "pictures.py"}
     names = [str(path.relative_to(REPOSITORY)) for path in scripts if path.name not in modules]
-    assert [name for name in names if f"{name})" not in readme] == []
+    assert [name for name in names if f"(../{name})" not in page] == []
 
 
 def test_embedded_checkpoint_answers_about_held_out_photos():
@@ -169,6 +169,15 @@ def test_comparison_is_reported(name, page, num_tables, tmp_path, capsys):
     assert len(tables) == num_tables and all(table in shown for table in tables)
 
 
+def run_when_pasted(page: str, capsys) -> tuple[list[str], list[str]]:
+    """The Python blocks of a page, and the lines that they print one after the other."""
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(), re.DOTALL)
+    namespace = {}
+    for block in blocks:
+        exec(block, namespace)
+    return blocks, [line.strip() for line in capsys.readouterr().out.splitlines()]
+
+
 def test_the_elastic_study_is_reported(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     report = load_script("examples/fashion_mosaics/compare_elastic_report.py")
@@ -185,15 +194,16 @@ def test_the_elastic_study_is_reported(tmp_path, capsys):
 
 def test_readme_snippets_run_when_pasted(monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
-    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
-    namespace = {}
-    for block in blocks[:4]:  # usage, pipeline, encoding once, adaptive budgets
-        exec(block, namespace)
-    lines = capsys.readouterr().out.splitlines()
+    (_, adaptive), lines = run_when_pasted("README.md", capsys)
     assert [line.split()[0] for line in lines[:3]] == ["1", "4", "16"]
-    assert lines[3].strip() == lines[1].removeprefix("4").strip()  # the pipeline's answer at m = 4
-    level = namespace["output"].visual_token_level.item()
-    assert level in (1, 4, 16) and lines[4].startswith(f"tensor([{level}]")
+    assert lines[3:] == re.findall(r"^# (.+)$", adaptive, re.MULTILINE)
+    assert [line.split()[0] for line in lines[3:]] == ["1", "4", "16"]
+
+
+def test_usage_snippets_run_when_pasted(monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    _, lines = run_when_pasted("docs/usage.md", capsys)
+    assert lines[2].split(maxsplit=1) == ["4", lines[0]]  # the pipeline's answer
 
 
 def test_heatmaps_are_weighed(dataset, tmp_path):

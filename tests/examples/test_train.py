@@ -39,11 +39,10 @@ def answer(folder) -> str:
     return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def training_snippet(path) -> str:
-    """The Python block of a page that trains something, for as long as a test can take."""
-    (snippet,) = [
-        block for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL) if ".train()" in block
-    ]
+def training_snippet(contains: str) -> str:
+    """The Python block of the page on training that trains with this, for as long as a test can take."""
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "training.md").read_text(), re.DOTALL)
+    (snippet,) = [block for block in blocks if ".train()" in block and contains in block]
     return snippet.replace("trained_parts=", 'max_steps=1, use_cpu=True, report_to="none", trained_parts=')
 
 
@@ -66,12 +65,12 @@ def save_parts(folder) -> tuple:
     return vision, text
 
 
-def test_the_readme_trains_from_a_vision_tower_and_a_decoder(monkeypatch, tmp_path):
+def test_the_docs_train_from_a_vision_tower_and_a_decoder(monkeypatch, tmp_path):
     vision, text = save_parts(tmp_path)
     write_conversations(tmp_path / "conversations.json")
     (tmp_path / "images").symlink_to(PICTURES)
     monkeypatch.chdir(tmp_path)
-    snippet = training_snippet(REPOSITORY / "README.md")
+    snippet = training_snippet("from_vision_text_pretrained")
     snippet = snippet.replace("openai/clip-vit-base-patch16", str(vision))
     snippet = snippet.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(text))
     exec(snippet, {})
@@ -83,7 +82,7 @@ def test_the_docs_train_on_a_dataset(monkeypatch, tmp_path):
     rows = load_script("examples/train/pictures.py").load_pictures()
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
     monkeypatch.chdir(tmp_path)
-    snippet = training_snippet(REPOSITORY / "docs" / "training.md")
+    snippet = training_snippet("load_dataset")
     exec(snippet.replace("model_cards/mqt-llava-tiny", str(CHECKPOINT)), {})
     assert any("resampler" in name for name in changed_tensors(tmp_path / "runs" / "mine"))
 

@@ -1,4 +1,4 @@
-"""What the README and the configurations for servers say, run as it stands there."""
+"""What the page on serving and the configurations for servers say, run as it stands there."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from tests.serving.serving_cases import ENVIRONMENT
 
 
 pytestmark = pytest.mark.vllm
-SECTION = (REPOSITORY / "README.md").read_text().split("\n## Serve\n")[1].split("\n## ")[0]
+SECTION = (REPOSITORY / "docs" / "serving.md").read_text().split("\n## Start\n")[1].split("\n## ")[0]
 CLIENT, OFFLINE = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
 CONFIGS = sorted((REPOSITORY / "examples" / "serve").glob("*.yaml"))
 

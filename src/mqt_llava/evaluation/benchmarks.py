@@ -40,6 +40,7 @@ PAPER = (
     Benchmark("MM-Vet", "mmvet", "gpt_eval_score", scale=1, note=f"{JUDGE}; asked to think step by step"),
     Benchmark("MMMU", "mmmu_val", "mmmu_acc"),
 )
+"""The paper's eleven benchmarks, in the order of its Table 1."""
 AVERAGE = "average"
 
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"
+"""Folder of the package's own tasks, for lmms-eval's `--include_path`."""
 
 
 def manifest() -> "ModelManifest":

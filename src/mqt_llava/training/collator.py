@@ -25,7 +25,6 @@ from .records import read_record
 
 logger = logging.getLogger(__name__)
 
-# Stage 1 of LLaVA: an image and its caption, without the request for one.
 PLAIN_TEMPLATE = """\
 {%- for message in messages -%}
 {%- for block in message['content'] -%}
@@ -36,6 +35,7 @@ PLAIN_TEMPLATE = """\
 {%- endfor -%}
 {%- endfor -%}
 """
+"""Chat template of LLaVA's stage 1: an image and its caption, without the request for one."""
 
 
 class BudgetCollator:

@@ -33,6 +33,7 @@ from .image_answer import ImageAnswer
 
 
 METHODS = ("integrated_gradients", "grad_cam")
+"""What `method` may be."""
 STEPS = 32  # of the integral, a Gauss-Legendre quadrature; with half of them no difference can be seen
 BATCH_SIZE = 8  # images that are run at once
 
