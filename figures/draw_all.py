@@ -18,6 +18,7 @@ COMMANDS = {
     "nested_tokens.png": "figures/nested_tokens.py",
     "published.png": "figures/published.py",
     "adaptive.png, calibration.png": "examples/fashion_mosaics/adaptive_report.py",
+    "signals.png": "examples/fashion_mosaics/compare_signals_report.py",
     "sweep.png": "-m mqt_llava.evaluation.figure benchmarks/results/sweep.json docs/images/sweep.png",
     "mqt_vs_qt.png": "examples/fashion_mosaics/compare_report.py",
     "mqt_vs_quecc.png": "examples/fashion_mosaics/compare_quecc_report.py",

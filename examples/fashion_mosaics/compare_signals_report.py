@@ -10,18 +10,18 @@ import argparse
 import json
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 from collect_looks import REPOSITORY
 from compare_signals import DECIDING
 from signals import LEAST, unended
 
 from mqt_llava.models.adaptive_budget import AdaptiveBudget
+from mqt_llava.plotting import BLUE, GRAY, GREEN, INK, ORANGE, in_style, new_figure, save_figure
 
 
 DEFAULT = unended(AdaptiveBudget.unended_power)
 SHOWN = ("3 coarse : 1 fine", "all kinds alike", "fine alone")
-COLORS = ("#0072B2", "#D55E00", "#009E73")  # of the palette of Okabe and Ito
-CURVES = {LEAST: "#555555", DEFAULT: "#0072B2", "all known so far": "#009E73"}
+MIXTURE_STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"))
+CURVES = {LEAST: (GRAY, "-"), DEFAULT: (BLUE, "-."), "all known so far": (GREEN, "--")}
 RISK = str(DECIDING)
 
 
@@ -84,35 +84,41 @@ def to_tables(results: dict) -> list[str]:
     ]
 
 
-def draw(results: dict) -> plt.Figure:
+def in_per_cent(points: list) -> tuple[list[float], list[float]]:
+    return [tokens for tokens, _ in points], [100 * agree for _, agree in points]
+
+
+@in_style
+def draw(results: dict):
     """Agreement against tokens, where all kinds are asked alike; and what each rule saves in each mixture."""
-    figure, (curves, rules) = plt.subplots(1, 2, figsize=(11, 5), width_ratios=(1, 1.1), layout="constrained")
+    figure = new_figure(height=5)
+    curves, rules = figure.subplots(1, 2, width_ratios=(1, 1.1))
     alike = results["mixtures"][SHOWN[1]]
-    for name, color in CURVES.items():
+    for name, (color, line) in CURVES.items():
         points = alike["rules"][name]["curve"]
-        curves.plot([tokens for tokens, _ in points], [100 * agree for _, agree in points], color=color, label=name)
+        curves.plot(
+            [tokens for tokens, _ in points], [100 * agree for _, agree in points], line, color=color, label=name
+        )
     fixed = alike["fixed"]
-    curves.plot(*zip(*((m, 100 * agree) for m, agree in fixed)), "s--", color=COLORS[1], label="the same m for all")
-    curves.plot([alike["oracle"][0]], [100], "*", color="black", markersize=12, clip_on=False, label="oracle")
-    curves.set_xlabel("visual tokens per question, mean")
-    curves.set_ylabel("answers as at M, in per cent")
-    curves.set_title(f"all kinds of questions alike, {results['mosaics']['judged']} mosaics", fontsize="medium")
-    curves.grid(alpha=0.3)
-    curves.legend(loc="lower right")
+    curves.plot(*zip(*((m, 100 * agree) for m, agree in fixed)), "s:", color=ORANGE, label="the same m for all")
+    curves.plot([alike["oracle"][0]], [100], "*", color=INK, markersize=12, clip_on=False, label="oracle")
+    curves.set_xlabel("mean visual tokens per question")
+    curves.set_ylabel("% of answers that are those at M")
+    curves.set_title(f"all kinds of questions alike, {results['mosaics']['judged']} mosaics")
+    curves.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12))
 
     names = list(alike["rules"])
-    for number, (mixture, color) in enumerate(zip(SHOWN, COLORS)):
-        rows = [results["mixtures"][mixture]["rules"][name]["at_risk"][RISK] for name in names]
-        for index, row in enumerate(rows):
-            height = index + 0.22 * (number - 1)
+    for number, (mixture, (color, marker)) in enumerate(zip(SHOWN, MIXTURE_STYLES)):
+        for index, name in enumerate(names):
+            row, height = results["mixtures"][mixture]["rules"][name]["at_risk"][RISK], index + 0.22 * (number - 1)
             rules.plot(row["difference_95"], [height] * 2, "-", color=color)
-            rules.plot(row["difference"], height, "o", color=color, markersize=4, label=mixture if not index else None)
-    rules.axvline(0, color="black", linewidth=0.8)
+            label = None if index else mixture
+            rules.plot(row["difference"], height, marker, color=color, markersize=4, label=label)
+    rules.axvline(0, color=INK, linewidth=0.8)
     rules.set_yticks(range(len(names)), names)
     rules.invert_yaxis()
-    rules.set_title(f"{1 - DECIDING:.0%} of answers as at M", fontsize="medium")
-    rules.set_xlabel(f"visual tokens against the {LEAST}")
-    rules.grid(alpha=0.3)
+    rules.set_title(f"{1 - DECIDING:.0%} of answers are those at M")
+    rules.set_xlabel("visual tokens more or fewer")
     rules.legend(loc="lower right")
     return figure
 
@@ -126,7 +132,7 @@ def main(argv: list[str] | None = None) -> list[str]:
     results = json.loads(args.results.read_text())
     tables = to_tables(results)
     print("\n\n".join(tables))
-    draw(results).savefig(args.figure, dpi=100)
+    save_figure(draw(results), args.figure)
     return tables
 
 

@@ -50,7 +50,7 @@ def test_rules_are_compared_on_looks_that_are_kept(scripts, dataset, tmp_path, c
     report = load_script(f"{FOLDER}/compare_signals_report.py")
     report.main(["--results", str(tmp_path / "signals.json"), "--figure", str(tmp_path / "figure.png")])
     assert json.loads((tmp_path / "signals.json").read_text()) == results
-    assert Image.open(tmp_path / "figure.png").size == (1100, 500)
+    assert Image.open(tmp_path / "figure.png").size == (1350, 750)
 
 
 def test_signals_of_two_levels(scripts):
