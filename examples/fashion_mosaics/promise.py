@@ -8,8 +8,7 @@ A large pool of prompts, three coarse questions to one fine one, is answered onc
 answers; where it is stopped, that goes on from `--log`. Calibrations are then drawn from the pool: each promises a
 risk by some of the prompts and is judged on all others. A right promise is broken in at most 5% of the draws.
 `--calibration` is the report of one of them, on as many prompts as the largest of `--prompts` and at the middle one of
-`--risks`; adaptive_report.py draws it. The one in benchmarks/results took minutes, without the whole pool:
-`--pool 2400 --prompts 2000 --risks 0.02 --draws 1`.
+`--risks`; adaptive_report.py draws it.
 """
 
 import argparse
