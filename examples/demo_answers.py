@@ -21,7 +21,7 @@ from mqt_llava.planning import request_cost
 
 MAX_SIDE = 9000  # pixels of a picture, which is padded to a square; phones take up to 8160 x 6120
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # what browsers and cameras make
-ROUNDS, SECONDS = 5, 10  # in which answers are timed: as many rounds, as long as they take no longer
+ROUNDS, SECONDS = 9, 10  # in which answers are timed: as many rounds, as long as they take no longer
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,18 @@ class Answer:
     seconds: float | None = None
     flops: int | None = None
 
+    def describe_number(self) -> str:
+        """Such as "4 visual tokens"."""
+        number = f"{self.num_visual_tokens} visual token" + ("" if self.num_visual_tokens == 1 else "s")
+        return number + (", chosen by auto" if self.is_auto else "")
+
     def describe(self) -> str:
         """Such as "4 visual tokens · 0.052 GFLOPs · first word after 11 ms, whole answer after 35 ms"."""
-        parts = [f"{self.num_visual_tokens} visual token" + ("" if self.num_visual_tokens == 1 else "s")]
-        if self.is_auto:  # the levels below the chosen one are in its time, but not in its FLOPs
-            parts[0] = f"auto chose {parts[0]}"
-        if self.flops is not None:
+        parts = [self.describe_number()]
+        if self.flops is not None:  # the levels below the chosen one are in its time, but not in its FLOPs
             parts.append(f"{self.flops / 1e9:.3g} GFLOPs" + (" at that number" if self.is_auto else ""))
-        parts.append(f"first word after {1000 * self.first_word:.0f} ms, whole answer after {1000 * self.seconds:.0f} ms")
-        return " · ".join(parts)
+        times = [f"{1000 * seconds:.0f} ms" for seconds in (self.first_word, self.seconds)]
+        return " · ".join([*parts, "first word after {}, whole answer after {}".format(*times)])
 
 
 class Watch(StoppingCriteria):
@@ -211,8 +214,9 @@ class Answerer:
         """
         The answers at several numbers of visual tokens, as they come; then their times.
 
-        A first round of answers is not timed, since first calls are slow. Then all are given again and again in turn,
-        so that what else the computer does meets all of them; a time is the median over these rounds.
+        A first round of answers is not timed, since first calls are slow. Then all are given again and again, in
+        turn and every other time the other way round, so that what else the computer does meets all of them alike; a
+        time is the median over these rounds.
 
         Returns:
             The answers so far, and over how many rounds their times are.
@@ -220,10 +224,11 @@ class Answerer:
         answers, rounds = [], []
         for number in numbers:
             answers.append(replace(self.answer(image, question, number), first_word=None, seconds=None))
-            yield answers, 0
+            yield list(answers), 0
         start = time.perf_counter()
         while len(rounds) < ROUNDS and (not rounds or time.perf_counter() - start < SECONDS):
-            rounds.append([self.answer(image, question, number) for number in numbers])
+            turn = 1 if len(rounds) % 2 else -1
+            rounds.append([self.answer(image, question, number) for number in numbers[::turn]][::turn])
         timed = []
         for answer, *again in zip(answers, *rounds):
             first_word = statistics.median(other.first_word for other in again)

@@ -1,16 +1,14 @@
 """The web demo's page: what it shows, and what its buttons do. `demo.py` serves it."""
 
-import base64
 import html
-import io
 import json
-from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
 import gradio as gr
-from demo_answers import Answer, Answerer
+from demo_answers import Answerer
 from demo_heatmaps import draw_answer
+from demo_html import GUESS, as_figures, as_table, glossary, paragraph
 from PIL import Image
 
 
@@ -19,8 +17,6 @@ IMAGES = REPOSITORY / "examples" / "images"
 MAX_QUESTION = 1000  # characters
 DELETE_AFTER = 3600  # seconds
 NUM_QUESTIONS = 5  # to try
-TINY = 100_000_000  # parameters; below, starting a step takes longer than its arithmetic
-GUESS = "A guess: this picture is nothing like those that the model knows."
 
 # System fonts: no other server is asked for any. Blue and not orange: white is to be read on it.
 THEME = gr.themes.Default(
@@ -39,12 +35,14 @@ STYLE = """
 #picture img { width: 100%; height: 100%; object-fit: contain; }  /* small pictures as large as there is room */
 #ask { align-self: end; }
 #examples, #examples * { min-height: 0; }
+#examples button { aspect-ratio: 1; height: auto; }
 #examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)); }
-.notice, .warning { border-left: 4px solid var(--color-accent); padding-left: 10px; margin: 0 0 10px; }
-.warning { border-color: #D55E00; font-weight: 600; }
+.scope, .guess { border-left: 4px solid var(--color-accent); padding-left: 10px; margin: 0 0 10px; }
+.guess { border-color: #D55E00; font-weight: 600; }
 .answers { overflow-x: auto; }
 .answers table { width: 100%; border-collapse: collapse; }
-.answers th, .answers td { text-align: left; padding: 6px; border: solid var(--border-color-primary); border-width: 0 0 1px; }
+.answers th, .answers td { text-align: left; padding: 6px; border: 0; }
+.answers tr { border-bottom: 1px solid var(--border-color-primary) !important; }
 .heatmaps { display: grid; grid-template-columns: repeat(auto-fill, minmax(125px, 1fr)); gap: 10px; }
 .heatmaps figure { margin: 0; }
 .heatmaps img { width: 100%; }
@@ -63,7 +61,7 @@ def errors_as_messages():
     try:
         yield
     except (ImportError, TypeError, ValueError) as error:
-        gr.Warning(str(error), duration=None, title="This cannot be answered")
+        gr.Warning(html.escape(str(error)), duration=None)
     except Exception as error:  # such as a lack of memory; the log has the rest
         raise gr.Error("This could not be answered. Try again, or with fewer tokens.", duration=None) from error
 
@@ -77,46 +75,6 @@ def show(turns: Turns) -> list[dict]:
     return messages
 
 
-def paragraph(text: str, kind: str) -> str:
-    """For screen readers, it is read out when it appears."""
-    return f'<p class="{kind}" role="status">{html.escape(text)}</p>'
-
-
-def as_table(answers: Iterable[Answer], rounds: int, is_guess: bool) -> str:
-    """Answers at several numbers of visual tokens, as a table of the page."""
-    rows = []
-    for answer in answers:
-        number = f"auto: {answer.num_visual_tokens}" if answer.is_auto else str(answer.num_visual_tokens)
-        flops = "unknown" if answer.flops is None else f"{answer.flops / 1e9:.3g}"
-        times = [f"{1000 * seconds:.0f}" if rounds else "…" for seconds in (answer.first_word or 0, answer.seconds or 0)]
-        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in (answer.text, flops, *times))
-        rows.append(f'<tr><th scope="row">{number}</th>{cells}</tr>')
-    names = ("visual tokens", "answer", "GFLOPs", "first word, ms", "all, ms")
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    again = f"Times: the median of {rounds} answers each, in turn, after a first one." if rounds else "Timing …"
-    note = paragraph(GUESS, "warning") if is_guess else ""
-    return f'{note}<div class="answers" tabindex="0"><table><tr>{head}</tr>{"".join(rows)}</table></div><p>{again}</p>'
-
-
-def as_figures(parts: list[tuple[str, Image.Image]], answer: Answer, is_guess: bool) -> str:
-    """Pictures of the parts of an answer, for the page."""
-    figures = []
-    for number, (name, picture) in enumerate(parts, start=1):
-        file = io.BytesIO()
-        picture.save(file, "PNG")
-        data, name = base64.b64encode(file.getvalue()).decode(), html.escape(name)
-        alternative = f"Heatmap {number} of {len(parts)}: where {name} comes from"
-        image = f'<img src="data:image/png;base64,{data}" alt="{alternative}">'
-        figures.append(f"<figure>{image}<figcaption>{name}</figcaption></figure>")
-    chosen = f"{answer.num_visual_tokens} visual token" + ("" if answer.num_visual_tokens == 1 else "s")
-    note = paragraph(GUESS, "warning") if is_guess else ""
-    return (
-        f"{note}<p>The answer with {chosen}{', chosen by auto' if answer.is_auto else ''}, part by part. Coloured: what "
-        f"makes this part of the answer likelier, yellow the most. Grey: what plays no role.</p>"
-        f'<div class="heatmaps">{"".join(figures)}</div>'
-    )
-
-
 class Page:
     """The page around an [`Answerer`], and what its buttons do."""
 
@@ -128,20 +86,19 @@ class Page:
             raise ValueError("Choose a picture first: upload one, take one, or pick an example.")
         return self.answerer.read_image(path)
 
-    def look(self, path: str | None) -> str:
-        """What is to be said of a picture before anything is asked about it."""
+    def look(self, path: str | None) -> tuple[str | None, str]:
+        """A picture, unless it cannot be shown, and what is to be said before anything is asked about it."""
         known, notes = self.answerer.known_images, []
         if known is not None:
-            notes.append(
-                paragraph(f"This model knows {known.description}, such as the examples, and nothing else.", "notice")
-            )
+            notes.append(paragraph(f"This model knows only {known.description}, such as the examples.", "scope"))
         if path:
             try:
                 if not self.answerer.is_known(self.read(path)):
-                    notes.append(paragraph("This picture is nothing like them: every answer is a guess.", "warning"))
+                    notes.append(paragraph("This picture is nothing like them: every answer is a guess.", "guess"))
             except ValueError as error:
-                notes.append(paragraph(str(error), "warning"))
-        return "".join(notes)
+                path = None
+                notes.append(paragraph(str(error), "guess"))
+        return path, "".join(notes)
 
     def ask(self, path: str | None, turns: Turns, question: str, budget: int, is_auto: bool):
         """The conversation with the new answer as it grows."""
@@ -164,10 +121,8 @@ class Page:
             for answers, rounds in self.answerer.compare(image, question, numbers):
                 yield as_table(answers, rounds, is_guess)
 
-    def explain(
-        self, path: str | None, question: str, budget: int, is_auto: bool, progress: gr.Progress = gr.Progress()
-    ) -> str | None:
-        """The heatmaps of the answer."""
+    def explain(self, path: str | None, question: str, budget: int, is_auto: bool, progress=gr.Progress()):  # noqa: B008
+        """The heatmaps of the answer. Gradio passes `progress` to whatever has such a default."""
         with errors_as_messages():
             image, answerer = self.read(path), self.answerer
             answer = answerer.answer(image, question, "auto" if is_auto else int(budget))
@@ -180,26 +135,6 @@ class Page:
             )
             return as_figures(parts, answer, not answerer.is_known(image))
 
-    def glossary(self) -> str:
-        """What the page's words mean."""
-        millions = self.answerer.model.num_parameters() / 1e6
-        text = (
-            f"- **Visual tokens**: what the language model reads of a picture, as if each were a word. This model makes "
-            f"up to {self.answerer.max_visual_tokens} of a picture. They are in order: the first ones hold the gist, "
-            "further ones add detail.\n"
-            "- **Auto**: the model begins with few visual tokens, and takes more while it is not sure of its answer.\n"
-            "- **GFLOPs**: billions of additions and multiplications for one answer. They count the work, whatever "
-            "the computer.\n"
-            "- **ms**: thousandths of a second, on the computer that serves this page.\n"
-        )
-        if millions * 1e6 < TINY:
-            text += (
-                f"- **Why fewer tokens are hardly faster here**: this model is tiny, {millions:.1f} million parameters. "
-                "Starting each step takes longer than its arithmetic. Of billions of parameters the arithmetic "
-                "decides, and there fewer tokens save time too.\n"
-            )
-        return text
-
     def build(self) -> gr.Blocks:
         most = self.answerer.max_visual_tokens
         budgets = sorted({2**power for power in range(0, most.bit_length(), 1 if most < 64 else 2)} | {most})
@@ -208,8 +143,8 @@ class Page:
         questions = [question for asked in examples.values() for question, _ in asked][:NUM_QUESTIONS]
         with gr.Blocks(title="MQT-LLaVA", analytics_enabled=False, delete_cache=(60, DELETE_AFTER)) as page:
             gr.Markdown(
-                "# Ask about a picture\nMQT-LLaVA turns a picture into visual tokens and answers from those. You choose "
-                f"how many: 1 to {most}. Fewer take less computation, more show what stands where."
+                "# Ask about a picture\nMQT-LLaVA turns a picture into visual tokens and answers from those. You "
+                f"choose how many: 1 to {most}. Fewer take less computation, more show what stands where."
             )
             turns = gr.State([])
             with gr.Row():
@@ -226,7 +161,7 @@ class Page:
                     )
                     # Gradio would open the file itself, and of one that it cannot open say where it lies.
                     picture.preprocess = lambda payload: payload and payload.path
-                    notes = gr.HTML(self.look(paths[0]), apply_default_css=False)
+                    notes = gr.HTML(self.look(paths[0])[1], apply_default_css=False)
                     gallery = gr.Gallery(
                         paths,
                         label="Examples",
@@ -243,9 +178,8 @@ class Page:
                         components=["textbox"], samples=[[text] for text in questions], label="Questions to try"
                     )
                 with gr.Column(min_width=300):
-                    with gr.Row():
-                        budget = gr.Slider(1, most, value=most, step=1, label="Visual tokens", scale=2, min_width=220)
-                        is_auto = gr.Checkbox(label="Auto: as many as the question needs", min_width=180)
+                    budget = gr.Slider(1, most, value=most, step=1, label="Visual tokens")
+                    is_auto = gr.Checkbox(label="Auto: as many as the question needs")
                     with gr.Row():
                         question = gr.Textbox(
                             examples[Path(paths[0]).name][-1][0],
@@ -282,24 +216,26 @@ class Page:
                             explain = gr.Button("Show where the answer comes from", variant="primary")
                             heatmap = gr.HTML(apply_default_css=False)
             with gr.Accordion("What do the numbers mean?", open=False):
-                gr.Markdown(self.glossary())
+                gr.Markdown(glossary(self.answerer.model))
 
             # One answer at a time: they share a model.
             model = {"concurrency_limit": 1, "concurrency_id": "model"}
             asked = [send.click, question.submit]
             gr.on(asked, lambda: gr.Tabs(selected="answer"), None, tabs, queue=False)
-            gr.on([*asked, compare.click, explain.click], None, js=SHOW_RESULTS)
             answering = gr.on(asked, self.ask, [picture, turns, question, budget, is_auto], [chat, turns], **model)
             stop.click(None, cancels=answering)
-            compare.click(self.compare, [picture, question, compared], table, **model)
-            explain.click(self.explain, [picture, question, budget, is_auto], heatmap, **model)
+            comparing = compare.click(self.compare, [picture, question, compared], table, **model)
+            explaining = explain.click(self.explain, [picture, question, budget, is_auto], heatmap, **model)
+            gr.on(asked, None, js=SHOW_RESULTS)
+            for event in (answering, comparing, explaining):  # their results are larger
+                event.then(None, js=SHOW_RESULTS)
             to_try.click(lambda sample: sample[0], to_try, question, queue=False)
 
-            def pick(event: gr.SelectData) -> str:
-                return paths[event.index]
+            def pick(event: gr.SelectData) -> tuple[str | None, str]:
+                return self.look(paths[event.index])
 
-            gallery.select(pick, None, picture)
-            picture.change(self.look, picture, notes)
+            gallery.select(pick, None, [picture, notes])
+            picture.input(self.look, picture, [picture, notes])
             for event in (picture.change, chat.clear, clear.click):
                 event(lambda: ([], [], "", ""), None, [chat, turns, table, heatmap])
             is_auto.change(lambda is_auto: gr.update(interactive=not is_auto), is_auto, budget)
