@@ -62,14 +62,15 @@ def glossary(model) -> str:
     """What the page's words mean, in Markdown."""
     text = f"""\
 - **Visual tokens**: what the language model reads of a picture, as if each were a word. This model makes up to
-  {model.config.max_visual_tokens} of a picture. They are in order: the first ones hold the gist, further ones add detail.
+  {model.config.max_visual_tokens} of a picture. They are in order: the first hold the gist, further ones add detail.
 - **Auto**: the model begins with few visual tokens, and takes more while it is not sure of its answer.
 - **GFLOPs**: billions of additions and multiplications for one answer. They count the work, whatever the computer.
 - **ms**: thousandths of a second, on the computer that serves this page.
 """
     if model.num_parameters() < TINY:
+        millions = model.num_parameters() / 1e6
         text += f"""\
-- **Why fewer tokens are hardly faster here**: this model is tiny, {model.num_parameters() / 1e6:.1f} million parameters.
+- **Why fewer tokens are hardly faster here**: this model is tiny, {millions:.1f} million parameters.
   Starting each step takes longer than its arithmetic. In models of billions of parameters the arithmetic decides, and
   fewer tokens save time too.
 """

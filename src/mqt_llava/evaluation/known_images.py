@@ -5,7 +5,8 @@ Along most directions the features of patches vary freely, whatever an image sho
 the images are of the kind that the model knows, and do vary for others. The distance of an image is a Mahalanobis
 distance along these alone:
 
-    distance^2 = mean over patches p and directions k of (w_k . x_p - b_k)^2,   w_k = e_k / sqrt(l_k),   b_k = w_k . mean
+    distance^2 = mean over patches p and directions k of (w_k . x_p - b_k)^2,
+    w_k = e_k / sqrt(l_k),   b_k = w_k . mean over known images
 
 with e_k and l_k the eigenvectors and the smallest eigenvalues of the covariance of known images' patch features x. It
 is 1 for a typical known image. (Lee et al. 2018, arXiv 1807.03888; of the directions of least variance alone, Kamoi
@@ -122,7 +123,9 @@ class KnownImages:
         """
         try:
             path = cached_file(checkpoint, FILE_NAME)
-        except OSError:
+        except OSError:  # there is none
+            path = None
+        if path is None:
             return None
         known = cls(**json.loads(Path(path).read_text()))
         if known.checkpoint != checkpoint_digest(model):
