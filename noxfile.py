@@ -26,7 +26,7 @@ nox.options.error_on_missing_interpreters = False  # a session without its Pytho
 
 
 def install(session: nox.Session, *packages: str, silent: bool = True, **other_versions: str) -> None:
-    """Installs packages under constraints.txt, apart from the versions given here. `silent` keeps pip's output back."""
+    """Installs packages under constraints.txt, apart from the versions given here. `silent` hides pip's output."""
     pins = [pin for pin in CONSTRAINTS.read_text().splitlines() if pin.partition("==")[0] not in other_versions]
     constraints = session.cache_dir / f"constraints-{session.name}.txt"
     constraints.write_text("\n".join([*pins, *(f"{name}=={version}" for name, version in other_versions.items())]))
@@ -73,9 +73,7 @@ def lint(session):
 @nox.session
 def demo_web(session):
     """Serves the web demo."""
-    session.log(
-        "Installing mqt_llava with torch, transformers, gradio and matplotlib. The first time it takes minutes."
-    )
+    session.log("Installing mqt_llava with torch, transformers, gradio and matplotlib: minutes the first time.")
     # Gradio wants Pillow below 13.
     install(session, "--editable", ".[demo,visual]", silent=False, pillow="12.3.0")
     session.log("Starting the web demo.")
