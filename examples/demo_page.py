@@ -86,9 +86,9 @@ class Page:
             raise ValueError("Choose a picture first: upload one, take one, or pick an example.")
         return self.answerer.read_image(path)
 
-    def look(self, path: str | None) -> tuple[str, bool]:
-        """What is to be said of a picture before anything is asked about it, and whether it can be shown."""
-        known, notes, is_picture = self.answerer.known_images, [], True
+    def look(self, path: str | None) -> str:
+        """What is to be said of a picture before anything is asked about it."""
+        known, notes = self.answerer.known_images, []
         if known is not None:
             notes.append(paragraph(f"This model knows only {known.description}, such as the examples.", "scope"))
         if path:
@@ -96,14 +96,8 @@ class Page:
                 if not self.answerer.is_known(self.read(path)):
                     notes.append(paragraph("This picture is nothing like them: every answer is a guess.", "guess"))
             except ValueError as error:
-                is_picture = False
                 notes.append(paragraph(str(error), "guess"))
-        return "".join(notes), is_picture
-
-    def take(self, path: str | None):
-        """A visitor's picture stays, unless it cannot be shown; by now there may be another one."""
-        notes, is_picture = self.look(path)
-        return gr.update() if is_picture else None, notes
+        return "".join(notes)
 
     def ask(self, path: str | None, turns: Turns, question: str, budget: int, is_auto: bool):
         """The conversation with the new answer as it grows."""
@@ -166,7 +160,7 @@ class Page:
                     )
                     # Gradio would open the file itself, and of one that it cannot open say where it lies.
                     picture.preprocess = lambda payload: payload and payload.path
-                    notes = gr.HTML(self.look(paths[0])[0], apply_default_css=False)
+                    notes = gr.HTML(self.look(paths[0]), apply_default_css=False)
                     gallery = gr.Gallery(
                         paths,
                         label="Examples",
@@ -236,11 +230,11 @@ class Page:
                 event.then(None, js=SHOW_RESULTS)
             to_try.click(lambda sample: sample[0], to_try, question, queue=False)
 
-            def pick(event: gr.SelectData) -> tuple[str, str]:
-                return paths[event.index], self.look(paths[event.index])[0]
+            def pick(event: gr.SelectData) -> str:
+                return paths[event.index]
 
-            gallery.select(pick, None, [picture, notes])
-            picture.input(self.take, picture, [picture, notes])
+            gallery.select(pick, None, picture, trigger_mode="always_last")
+            picture.change(self.look, picture, notes)
             for event in (picture.change, chat.clear, clear.click):
                 event(lambda: ([], [], "", ""), None, [chat, turns, table, heatmap])
             is_auto.change(lambda is_auto: gr.update(interactive=not is_auto), is_auto, budget)
