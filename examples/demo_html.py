@@ -11,7 +11,7 @@ from PIL import Image
 
 GUESS = "A guess: this picture is nothing like those that the model knows."
 TINY = 100_000_000  # parameters; below, starting a step takes longer than its arithmetic
-COLUMNS = ("visual tokens", "answer", "GFLOPs", "first word, ms", "whole answer, ms")
+COLUMNS = ("visual tokens", "answer", "GFLOPs", "first word, ms", "whole, ms")
 
 
 def paragraph(text: str, kind: str) -> str:

@@ -48,9 +48,12 @@ STYLE = """
 .heatmaps img { width: 100%; }
 """
 
-# On a phone the results lie below what is seen.
-SHOW_RESULTS = """() => document.getElementById("results").scrollIntoView(
-    {behavior: "smooth", block: innerWidth < 700 ? "start" : "nearest"})"""
+# On a phone the results lie below what is seen, and the last answer at the end of its conversation.
+SHOW_RESULTS = """() => {
+    const results = document.getElementById("results");
+    results.scrollIntoView({behavior: "smooth", block: innerWidth < 700 ? "start" : "nearest"});
+    for (const chat of results.querySelectorAll("[role=log]")) chat.scrollTop = chat.scrollHeight;
+}"""
 
 Turns = list[tuple[str, str, str]]  # question, answer, what it took
 
@@ -195,7 +198,7 @@ class Page:
                                 show_label=False,
                                 height=None,
                                 min_height=120,
-                                max_height=420,
+                                max_height=520,
                                 placeholder="The answer will be here.",
                                 render_markdown=False,
                                 buttons=["copy"],
