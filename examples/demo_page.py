@@ -42,6 +42,7 @@ STYLE = """
 .answers { overflow-x: auto; }
 .answers table { width: 100%; border-collapse: collapse; }
 .answers th, .answers td { text-align: left; padding: 6px; border: 0; }
+@media (max-width: 700px) { .answers table { font-size: 13px; } .answers th, .answers td { padding: 4px; } }
 .answers tr { border-bottom: 1px solid var(--border-color-primary) !important; }
 .heatmaps { display: grid; grid-template-columns: repeat(auto-fill, minmax(125px, 1fr)); gap: 10px; }
 .heatmaps figure { margin: 0; }
