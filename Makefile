@@ -1,7 +1,7 @@
 # The commands a person types. Each installs what it needs first; what else there is: `.venv/bin/nox --list`.
 PYTHON ?= python3
 VENV = .venv
-INSTALL = $(VENV)/bin/pip install --quiet --constraint constraints.txt
+INSTALL = $(VENV)/bin/pip install --constraint constraints.txt
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 # Of `make fuzz`: how many calls, the most minutes, and what else tests/fuzz/__main__.py takes, such as `--seed 7`.
 CALLS ?= 20000
@@ -41,16 +41,18 @@ test-gpu: $(VENV)/.installed  ## Run the tests that need a GPU; they skip where 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
+# Whoever types `make demo` for a look sees what it waits for, and gets no more than that needs.
 $(VENV)/.demo: constraints.txt setup.py | $(VENV)/bin/pip
+	@echo "Installing mqt_llava with torch and transformers into $(VENV), this once. Minutes, most of them for torch."
 	$(INSTALL) --editable .
 	touch $@
 
 $(VENV)/.nox: constraints.txt | $(VENV)/bin/pip
-	$(INSTALL) nox
+	$(INSTALL) --quiet nox
 	touch $@
 
 $(VENV)/.installed: constraints.txt setup.py | $(VENV)/bin/pip
-	$(INSTALL) nox --editable ".[dev]"
+	$(INSTALL) --quiet nox --editable ".[dev]"
 	touch $@ $(VENV)/.demo $(VENV)/.nox
 
 clean:

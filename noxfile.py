@@ -25,12 +25,12 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = False  # a session without its Python is skipped, and says so at the end
 
 
-def install(session: nox.Session, *packages: str, **other_versions: str) -> None:
-    """Installs packages under constraints.txt, apart from the versions given here."""
+def install(session: nox.Session, *packages: str, silent: bool = True, **other_versions: str) -> None:
+    """Installs packages under constraints.txt, apart from the versions given here. `silent` hides pip's output."""
     pins = [pin for pin in CONSTRAINTS.read_text().splitlines() if pin.partition("==")[0] not in other_versions]
     constraints = session.cache_dir / f"constraints-{session.name}.txt"
     constraints.write_text("\n".join([*pins, *(f"{name}=={version}" for name, version in other_versions.items())]))
-    session.install("--constraint", str(constraints), *packages)
+    session.install("--constraint", str(constraints), *packages, silent=silent)
 
 
 def run(session: nox.Session, *arguments: str, python: str = "python", **environment: str) -> None:
@@ -80,8 +80,10 @@ def docs(session):
 @nox.session
 def demo_web(session):
     """Serves the web demo."""
+    session.log("Installing mqt_llava with torch, transformers, gradio and matplotlib: minutes the first time.")
     # Gradio wants Pillow below 13.
-    install(session, "--editable", ".[demo,visual]", pillow="12.3.0")
+    install(session, "--editable", ".[demo,visual]", silent=False, pillow="12.3.0")
+    session.log("Starting the web demo.")
     session.run("python", "examples/demo.py", *session.posargs)
 
 
@@ -90,7 +92,8 @@ def browser(session):
     """The web demo in Chromium, which must be there (a minute)."""
     if not (shutil.which("chromium") or shutil.which("google-chrome")):
         session.skip("no Chromium, such as Debian's package chromium")
-    install(session, "--editable", ".[demo,visual]", "playwright", "pytest", "pytest-timeout", pillow="12.3.0")
+    tools = ["playwright", "axe-playwright-python", "pytest", "pytest-timeout"]
+    install(session, "--editable", ".[demo,visual]", *tools, pillow="12.3.0")
     run(session, "-m", "pytest", "-m", "browser", "tests/examples/test_demo_browser.py")
 
 

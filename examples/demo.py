@@ -32,19 +32,20 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     # Slow to import, and so after the flags.
-    import gradio as gr
     from demo_answers import Answerer
-    from demo_page import IMAGES, STYLE, Page
+    from demo_page import IMAGES, STYLE, THEME, Page
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from mqt_llava import MQTLlavaForConditionalGeneration
+    from mqt_llava.evaluation.known_images import KnownImages
 
     model = AutoModelForImageTextToText.from_pretrained(args.model, device_map="auto")
     if not isinstance(model, MQTLlavaForConditionalGeneration):
         parser.error(f"--model is a {type(model).__name__}, whose number of visual tokens cannot be chosen.")
-    answerer = Answerer(model, AutoProcessor.from_pretrained(args.model), args.max_new_tokens)
+    known_images = KnownImages.load(args.model, model)
+    answerer = Answerer(model, AutoProcessor.from_pretrained(args.model), args.max_new_tokens, known_images)
     # A first call is slow; no visitor should wait for it.
-    list(answerer.compare(Image.new("RGB", (64, 64)), "Hello", [1]))
+    answerer.answer(Image.new("RGB", (64, 64)), "Hello", 1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder is removed then too
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -57,8 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
             run_history=False,
             footer_links=[],
             css=STYLE,
-            # System fonts: no other server is asked for any.
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            theme=THEME,
         )
 
 

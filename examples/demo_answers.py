@@ -4,23 +4,24 @@ Answers about one image, streamed as they come, with what each of them took: wha
 A conversation is a list of pairs of a question and its answer, about the image that the first question stands with.
 """
 
+import statistics
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
 from transformers import StoppingCriteria, TextIteratorStreamer
 
+from mqt_llava.evaluation.known_images import KnownImages
 from mqt_llava.models.processing_compressed_llava import load_rgb
 from mqt_llava.planning import request_cost
 
 
 MAX_SIDE = 9000  # pixels of a picture, which is padded to a square; phones take up to 8160 x 6120
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # what browsers and cameras make
-HEATMAP_TOKENS = 4  # of an answer
-DRAWN_SIDE = 800  # pixels of the picture under a heatmap
+ROUNDS, SECONDS = 9, 10  # in which answers are timed: as many rounds, as long as they take no longer
 
 
 @dataclass(frozen=True)
@@ -29,33 +30,41 @@ class Answer:
     Args:
         text: As far as it has come.
         num_visual_tokens: What it was given with. None until an adaptive answer is complete.
-        first_token, seconds: Seconds to its first token and in all, the image's encoding included.
+        is_auto: Whether the model chose that number.
+        first_word, seconds: Seconds to its first token and in all, the image's encoding included. None until known.
         flops: Of a request at that number of visual tokens; None where the decoder's costs are not known.
     """
 
     text: str = ""
     num_visual_tokens: int | None = None
-    first_token: float | None = None
+    is_auto: bool = False
+    first_word: float | None = None
     seconds: float | None = None
     flops: int | None = None
 
+    def describe_number(self) -> str:
+        """Such as "4 visual tokens"."""
+        number = f"{self.num_visual_tokens} visual token" + ("" if self.num_visual_tokens == 1 else "s")
+        return number + (", chosen by auto" if self.is_auto else "")
+
     def describe(self) -> str:
-        """Such as "4 visual tokens · first token after 11 ms, all after 35 ms · 0.052 GFLOPs"."""
-        plural = "" if self.num_visual_tokens == 1 else "s"
-        text = f"{self.num_visual_tokens} visual token{plural} · first token after {1000 * self.first_token:.0f} ms"
-        text += f", all after {1000 * self.seconds:.0f} ms"
-        return text if self.flops is None else text + f" · {self.flops / 1e9:.3g} GFLOPs"
+        """Such as "4 visual tokens · 0.052 GFLOPs · first word after 11 ms, whole answer after 35 ms"."""
+        parts = [self.describe_number()]
+        if self.flops is not None:  # the levels below the chosen one are in its time, but not in its FLOPs
+            parts.append(f"{self.flops / 1e9:.3g} GFLOPs" + (" at that number" if self.is_auto else ""))
+        times = [f"{1000 * seconds:.0f} ms" for seconds in (self.first_word, self.seconds)]
+        return " · ".join([*parts, "first word after {}, whole answer after {}".format(*times)])
 
 
 class Watch(StoppingCriteria):
     """Notes when the first token comes, and ends an answer that nobody waits for any more."""
 
     def __init__(self):
-        self.start, self.first_token, self.is_cancelled = time.perf_counter(), None, threading.Event()
+        self.start, self.first_word, self.is_cancelled = time.perf_counter(), None, threading.Event()
 
     def __call__(self, input_ids, scores, **kwargs):
-        if self.first_token is None:
-            self.first_token = time.perf_counter() - self.start
+        if self.first_word is None:
+            self.first_word = time.perf_counter() - self.start
         return torch.full((len(input_ids),), self.is_cancelled.is_set(), device=input_ids.device)
 
 
@@ -64,11 +73,20 @@ class Answerer:
     Args:
         model, processor: A checkpoint's.
         max_new_tokens: The longest answer.
+        known_images: The images that the model was trained on, where they are few kinds.
     """
 
-    def __init__(self, model, processor, max_new_tokens: int = 200):
+    def __init__(self, model, processor, max_new_tokens: int = 200, known_images: KnownImages | None = None):
         self.model, self.processor, self.max_new_tokens = model.eval(), processor, max_new_tokens
         self.max_visual_tokens = model.config.max_visual_tokens
+        self.known_images = known_images
+
+    def is_known(self, image: Image.Image) -> bool:
+        """Whether the picture is like those that the model was trained on; about others it can only guess."""
+        if self.known_images is None:
+            return True
+        distances = self.known_images.distances(self.model, self.processor.image_processor, [image])
+        return bool(distances <= self.known_images.threshold)
 
     def read_image(self, path: str) -> Image.Image:
         """
@@ -167,10 +185,16 @@ class Answerer:
             thread.join()
         if errors:
             raise errors[0]
-        seconds, (outputs,) = time.perf_counter() - watch.start, results
-        used = outputs.visual_token_level.item() if num_visual_tokens == "auto" else num_visual_tokens
+        seconds, (outputs,), is_auto = time.perf_counter() - watch.start, results, num_visual_tokens == "auto"
+        used = outputs.visual_token_level.item() if is_auto else num_visual_tokens
         new_tokens = outputs.sequences.shape[1] - inputs["input_ids"].shape[1]
-        yield Answer(text.strip(), used, watch.first_token, seconds, self.flops(text_tokens, new_tokens, used))
+        flops = self.flops(text_tokens, new_tokens, used)
+        yield Answer(text.strip(), used, is_auto, watch.first_word, seconds, flops)
+
+    def answer(self, image: Image.Image, question: str, num_visual_tokens: int | str) -> Answer:
+        """As [`stream`], the complete answer, without a conversation."""
+        *_, answer = self.stream(image, [], question, num_visual_tokens)
+        return answer
 
     def flops(self, text_tokens: int, new_tokens: int, num_visual_tokens: int) -> int | None:
         try:
@@ -184,39 +208,29 @@ class Answerer:
             return None
         return cost.flops.total
 
-    def compare(self, image: Image.Image, question: str, budgets: Sequence[int]) -> Iterator[Answer]:
-        """The answer at each number of visual tokens, ascending, without a conversation."""
-        for budget in sorted(set(budgets)):
-            *_, answer = self.stream(image, [], question, budget)
-            yield answer
-
-    def heatmap(self, image: Image.Image, question: str, num_visual_tokens: int):
+    def compare(
+        self, image: Image.Image, question: str, numbers: Sequence[int | str]
+    ) -> Iterator[tuple[list[Answer], int]]:
         """
-        Where the first words of the answer at this number of visual tokens come from.
+        The answers at several numbers of visual tokens, as they come; then their times.
+
+        A first round of answers is not timed, since first calls are slow. Then all are given again and again, in
+        turn and every other time the other way round, so that what else the computer does meets all of them alike; a
+        time is the median over these rounds.
 
         Returns:
-            A matplotlib figure and the answer's text.
-
-        Raises:
-            ImportError: `pip install "mqt_llava[visual]"` is missing.
-            ValueError: There is no answer to explain.
+            The answers so far, and over how many rounds their times are.
         """
-        from mqt_llava import visualization as visual
-
-        (answer,) = self.compare(image, question, [num_visual_tokens])
-        if not answer.text:
-            raise ValueError("The model gave no answer that could be explained.")
-        explained = visual.ImageAnswer.ask(self.model, self.processor, image, question, answer.text)
-        words = [index for index, token in enumerate(explained.tokens) if any(map(str.isalnum, token))]
-        words = [index for index in words if index < len(explained.tokens) - 1][:HEATMAP_TOKENS]  # not the end
-
-        drawn = image.copy()
-        drawn.thumbnail((DRAWN_SIDE, DRAWN_SIDE))
-
-        def heat(index):
-            heatmap = visual.answer_heatmap(explained, num_visual_tokens, index)
-            return visual.heat_over_image(heatmap, self.processor.image_processor, *drawn.size)
-
-        names = [explained.tokens[index] for index in words]
-        title = f"{question}   (m = {num_visual_tokens})"
-        return visual.draw_heatmaps(drawn, [list(map(heat, words))], [""], names, title, "nats per patch"), answer.text
+        answers, rounds = [], []
+        for number in numbers:
+            answers.append(replace(self.answer(image, question, number), first_word=None, seconds=None))
+            yield list(answers), 0
+        start = time.perf_counter()
+        while len(rounds) < ROUNDS and (not rounds or time.perf_counter() - start < SECONDS):
+            turn = 1 if len(rounds) % 2 else -1
+            rounds.append([self.answer(image, question, number) for number in numbers[::turn]][::turn])
+        timed = []
+        for answer, *again in zip(answers, *rounds):
+            first_word = statistics.median(other.first_word for other in again)
+            timed.append(replace(answer, first_word=first_word, seconds=statistics.median(o.seconds for o in again)))
+        yield timed, len(rounds)

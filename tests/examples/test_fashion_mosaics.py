@@ -38,8 +38,9 @@ def test_every_script_is_on_the_page_of_scripts():
     patterns = ("*.py", "train/*.py", "serve/*.py")
     scripts = [path for pattern in patterns for path in sorted((REPOSITORY / "examples").glob(pattern))]
     page = (REPOSITORY / "docs" / "examples.md").read_text()
-    modules = {"demo_answers.py", "demo_page.py", "folder_engines.py", "pictures.py"}
+    modules = {"folder_engines.py", "pictures.py"}
     names = [str(path.relative_to(REPOSITORY)) for path in scripts if path.name not in modules]
+    names = [name for name in names if "/demo_" not in name]
     assert [name for name in names if f"(../{name})" not in page] == []
 
 
@@ -213,6 +214,23 @@ def test_heatmaps_are_weighed(dataset, tmp_path):
     # The library's Grad-CAM is that of the script, which goes by the layers of the vision tower.
     assert results["grad_cam"]["all"] == pytest.approx(results["Grad-CAM, what is compressed"]["all"], rel=1e-3)
     assert json.loads((tmp_path / "figures.json").read_text())["results"].keys() == results.keys()
+
+
+def test_known_pictures_are_found_and_others_are_marked(dataset, tmp_path):
+    main, model = load_script("examples/fashion_mosaics/known_images.py").main, tmp_path / "model"
+    shutil.copytree(CHECKPOINT, model)
+    photographs = tmp_path / "packages" / "scikit-image"
+    photographs.mkdir(parents=True)
+    for name in ("astronaut", "logo"):  # one of them counts as a photograph
+        Image.effect_noise((90, 60), 80).save(photographs / f"{name}.png")
+    arguments = ["--model", model, "--data-folder", dataset, "--mosaics", 20, "--training-mosaics", 20]
+    arguments += ["--packages", tmp_path / "packages", "--output", tmp_path / "figures.json"]
+    figures = main(list(map(str, arguments)))
+    assert json.loads((model / "known_images.json").read_text())["threshold"] == figures["threshold"]
+    for name in ("photographs in scikit-image", "other pictures in scikit-image"):
+        assert (figures["results"][name]["pictures"], figures["results"][name]["marked"]) == (1, 1)
+    assert figures["results"]["held-out mosaics"]["pictures"] == 20
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
 
 
 def test_missing_dataset_says_what_to_install(tmp_path):
