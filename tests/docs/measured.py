@@ -156,6 +156,15 @@ def adaptive():
         yield f"| {row['batch']} | {row['m']} | {spread(row, 'time_ratio', 2)} |"
 
 
+def demo():
+    figures = benchmark("known_images")["results"]
+    photographs = [row for name, row in figures.items() if name.startswith("photographs")]
+    number, marked = (sum(row[key] for row in photographs) for key in ("pictures", "marked"))
+    yield f"Of {number} photographs, {marked} are marked"
+    mosaics = figures["held-out mosaics"]
+    yield f"of {mosaics['pictures']} held-out mosaics, {mosaics['marked']} are"
+
+
 def checkpoints():
     yield f"takes {benchmark('convert_7b')['peak_rss_anon_bytes'] / 1e9:.2f} GB of anonymous memory"
 
@@ -311,6 +320,7 @@ MEASURED = {
     "docs/adaptive.md": adaptive,
     "docs/checkpoints.md": checkpoints,
     "docs/choosing.md": choosing,
+    "docs/demo.md": demo,
     "docs/evaluation.md": evaluation,
     "docs/planning.md": planning,
     "docs/quecc.md": quecc,
