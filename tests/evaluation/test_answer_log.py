@@ -1,5 +1,7 @@
 """The log of answers: what a killed evaluation leaves, and what the next one reads."""
 
+import itertools
+
 import pytest
 
 from mqt_llava.evaluation import Answer, AnswerLog
@@ -60,6 +62,9 @@ def test_intervals_are_of_the_questions_that_a_metric_scores():
     # Wilson's: not empty where all answers are right; tables have 0.701 of 9, and 0.237 to 0.763 of 5 of 10.
     assert found["row"][1:] == pytest.approx([0.7008, 1], abs=1e-4)
     assert wilson_interval(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    for share, count in itertools.product((0, 1), range(1, 50)):  # in spite of rounding
+        low, high = wilson_interval(share, count)
+        assert low <= share <= high
 
 
 def test_a_pair_has_the_means_of_its_answers(golden_model):

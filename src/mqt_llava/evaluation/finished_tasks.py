@@ -99,7 +99,8 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """
     z = NormalDist().inv_cdf(0.975)
     middle, width = share + z * z / (2 * count), z * sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
-    return (middle - width) / (1 + z * z / count), (middle + width) / (1 + z * z / count)
+    low, high = ((middle + side) / (1 + z * z / count) for side in (-width, width))
+    return min(low, share), max(high, share)  # at 0 and 1 they are equal, but for rounding
 
 
 def mean_flops(answers: list[Answer], config: PreTrainedConfig) -> float | None:
