@@ -6,12 +6,11 @@ import torch
 from PIL import Image, ImageOps
 
 from mqt_llava import visualization as visual
-from mqt_llava.visualization.extra import import_extra
+from mqt_llava.visualization.figures import glow
 
 
 SIDE = 240  # pixels of a picture
 MAX_PARTS = 16
-COLOURS = "viridis"
 ENDS = ",.;:!?"  # of a part
 
 
@@ -36,17 +35,15 @@ def answer_parts(tokens: list[str]) -> list[list[int]]:
 
 def draw_heat(image: Image.Image, heat: torch.Tensor, highest: float) -> Image.Image:
     """
-    Heat over a grey picture, transparent where there is none.
+    Heat over a grey picture, in the colours of the package's figures.
 
     Args:
         heat: `(height, width)` of the picture's pixels. Only what is positive is shown.
         highest: What the strongest colour stands for.
     """
     share = (heat.clamp(min=0) / highest).numpy()
-    colours = import_extra("matplotlib").colormaps[COLOURS](share, bytes=True)[..., :3]
-    mask = Image.fromarray((200 * share**0.5).astype("uint8"))
-    grey = image.convert("L").point(lambda value: 0.7 * value).convert("RGB")
-    return Image.composite(Image.fromarray(colours), grey, mask)
+    grey = image.convert("L").point(lambda value: 0.7 * value).convert("RGBA")
+    return Image.alpha_composite(grey, Image.fromarray(glow()(share, bytes=True))).convert("RGB")
 
 
 def draw_answer(

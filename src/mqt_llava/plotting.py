@@ -23,6 +23,8 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from .extra import import_extra
+
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,11 +88,7 @@ def in_style(draw: Callable[Arguments, Drawn]) -> Callable[Arguments, Drawn]:
 
     @wraps(draw)
     def styled(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Drawn:
-        try:
-            from matplotlib import rc_context
-        except ImportError as error:
-            raise ImportError('Figures need matplotlib: pip install "mqt_llava[visual]"') from error
-        with rc_context(STYLE):
+        with import_extra("matplotlib").rc_context(STYLE):
             return draw(*args, **kwargs)
 
     return styled

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from transformers.utils import cached_file
 
+from ..files.atomic_file import write_atomically
 from ..models.adaptive_budget import checkpoint_digest
 from ..models.modeling_mqt_llava import MQTLlavaForConditionalGeneration
 
@@ -106,7 +107,7 @@ class KnownImages:
     def save(self, folder: Path) -> None:
         """Writes the file beside the checkpoint."""
         lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in asdict(self).items()]
-        (folder / FILE_NAME).write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        write_atomically(folder / FILE_NAME, "{\n" + ",\n".join(lines) + "\n}\n")
 
     @classmethod
     def load(cls, checkpoint: str, model: MQTLlavaForConditionalGeneration) -> "KnownImages | None":

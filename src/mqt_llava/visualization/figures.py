@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ..extra import import_extra
 from ..plotting import BLUE, COLOUR_MAP, GRAY, ORANGE, WIDTH, YELLOW, in_style, new_figure, visual_token_axis
 from .changes import largest_changes
 from .queries import coverage
@@ -87,9 +88,9 @@ def draw_heatmaps(
 
 def glow() -> Colormap:
     """From transparent over orange to yellow."""
-    from matplotlib.colors import LinearSegmentedColormap, to_rgba
-
-    return LinearSegmentedColormap.from_list(
+    colors = import_extra("matplotlib.colors")
+    to_rgba = colors.to_rgba
+    return colors.LinearSegmentedColormap.from_list(
         "glow", [to_rgba(ORANGE, 0), to_rgba(ORANGE, 0.7), to_rgba(YELLOW, 0.85), to_rgba("#F0E442", 0.95)]
     )
 

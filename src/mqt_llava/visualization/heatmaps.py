@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .extra import import_extra
+from ..extra import import_extra
 from .image_answer import ImageAnswer
 
 
