@@ -1,7 +1,8 @@
 """
 Runs the parts that a change must pass, two at a time where memory holds both, and prints the output of each in one
 piece. The last lines are a table of what passed, what failed, and what could not run and why. A part fails, too, when
-its processes hold more memory than it says: the part beside it would run out.
+its processes hold more memory than it says: the part beside it would run out. All stop when the disk is nearly full,
+for what fails then tells nothing.
 
     .ci/run [PART ...]
     python .ci/parts.py --names      as JSON, for the workflow
@@ -10,6 +11,8 @@ its processes hold more memory than it says: the part beside it would run out.
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -50,6 +53,12 @@ PARTS = [  # the longest first
 AT_ONCE = 2
 ENVIRONMENT = {**os.environ, "PYTEST_XDIST_AUTO_NUM_WORKERS": str(max(1, os.cpu_count() // AT_ONCE))}
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+LEAST_DISK = 2  # gigabytes that stay free
+
+
+def gigabytes_free() -> float:
+    """Of the disks of this folder and of temporary files, the fuller one's."""
+    return min(shutil.disk_usage(folder).free for folder in (".", tempfile.gettempdir())) / 2**30
 
 
 def gigabytes_held(part: Part) -> float:
@@ -80,7 +89,13 @@ class Run:
             stdout=self.file,
             stderr=self.file,
             env={**ENVIRONMENT, "CI_PART": part.name},
+            start_new_session=True,
         )
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.report()
 
     def ended(self) -> bool:
         self.peak = max(self.peak, gigabytes_held(self.part))
@@ -102,20 +117,29 @@ class Run:
         return state, f"{minutes:5.1f} min  {self.peak:4.1f} GB  {self.part.name:<12} {state}{reason}"
 
 
-def run_all(waiting: list[Part]) -> dict[Part, tuple[str, str]]:
+def run_all(waiting: list[Part]) -> tuple[dict[Part, tuple[str, str]], float]:
+    """State and line of the table by part, and the gigabytes of disk that they took at most."""
     running: list[Run] = []
     results = {}
-    while waiting or running:
-        for run in [run for run in running if run.ended()]:
-            running.remove(run)
-            results[run.part] = run.report()
-        for part in list(waiting):
-            taken = sum(run.part.gigabytes for run in running)
-            if not running or (len(running) < AT_ONCE and taken + part.gigabytes <= MEMORY):
-                waiting.remove(part)
-                running.append(Run(part))
-        time.sleep(5)  # looking at all processes takes a moment
-    return results
+    free_at_first = least_free = gigabytes_free()
+    try:
+        while waiting or running:
+            least_free = min(least_free, gigabytes_free())
+            if least_free < LEAST_DISK:
+                sys.exit(f"Stopped: {least_free:.1f} GB of disk are free, of {free_at_first:.1f} at first.")
+            for run in [run for run in running if run.ended()]:
+                running.remove(run)
+                results[run.part] = run.report()
+            for part in list(waiting):
+                taken = sum(run.part.gigabytes for run in running)
+                if not running or (len(running) < AT_ONCE and taken + part.gigabytes <= MEMORY):
+                    waiting.remove(part)
+                    running.append(Run(part))
+            time.sleep(5)  # looking at all processes takes a moment
+    finally:
+        for run in running:
+            run.stop()
+    return results, free_at_first - least_free
 
 
 def main(names: list[str]) -> int:
@@ -125,9 +149,9 @@ def main(names: list[str]) -> int:
     if unknown := sorted(set(names) - {part.name for part in PARTS}):
         sys.exit(f"No such part: {', '.join(unknown)}. There are: {', '.join(part.name for part in PARTS)}.")
     start = time.monotonic()
-    results = run_all([part for part in PARTS if not names or part.name in names])
+    results, disk = run_all([part for part in PARTS if not names or part.name in names])
     print("\n".join(results[part][1] for part in PARTS if part in results))
-    print(f"{(time.monotonic() - start) / 60:5.1f} min  in all")
+    print(f"{(time.monotonic() - start) / 60:5.1f} min  in all, and {disk:.1f} GB of disk")
     return int(any(state == "FAILED" for state, _ in results.values()))
 
 
