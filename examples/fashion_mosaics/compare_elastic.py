@@ -160,7 +160,7 @@ def main():
             "evaluation": evaluation,
         }
 
-    run_all(args, VARIANTS, run, llava_flops=whole)
+    run_all(args, VARIANTS, run, share=args.share, llava_flops=whole)
 
 
 if __name__ == "__main__":

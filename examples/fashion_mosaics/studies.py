@@ -14,7 +14,7 @@ import torch
 import transformers
 from mosaics import DATASET_FOLDER
 
-from mqt_llava.files.json_lines import append_json_lines
+from mqt_llava.files.json_lines import append_json_lines, read_json_lines
 
 
 HERE = Path(__file__).parent
@@ -77,7 +77,8 @@ def losses(state: dict) -> list[list[float]]:
 
 def run_all(args: argparse.Namespace, known: dict[str, list], run: Callable[[str, int], dict], **facts) -> None:
     """
-    Every variant with every seed, all variants of one seed first. Writes `results.jsonl`.
+    Every variant with every seed, all variants of one seed first. What is measured is added to `results.jsonl`; what
+    is there, from another machine perhaps, is not repeated.
 
     Args:
         known: The variants by name.
@@ -86,17 +87,19 @@ def run_all(args: argparse.Namespace, known: dict[str, list], run: Callable[[str
     """
     if unknown := sorted({*(args.variants or ())} - {*known}):
         sys.exit(f"--variants: there is no {', '.join(unknown)}, but {', '.join(known)}.")
+    results = args.output / "results.jsonl"
+    done, _ = read_json_lines(results)
+    for line in done:
+        if others := {name: line.get(name) for name, fact in facts.items() if line.get(name) != fact}:
+            sys.exit(f"{results} is about {others}, but this call about {facts}: take another folder.")
+    finished = {(line["variant"], line["seed"]) for line in done}
     facts |= {
         "hardware": torch.cuda.get_device_name() if args.device == "cuda" else platform.machine(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    results = args.output / "results.jsonl"
-    args.output.mkdir(parents=True, exist_ok=True)
-    results.unlink(missing_ok=True)
     with ThreadPoolExecutor(args.jobs) as pool:
-        runs = [pool.submit(run, name, seed) for seed in args.seeds for name in args.variants or known]
-        for finished in as_completed(runs):
-            result = finished.result()
-            append_json_lines(results, [{**result, **facts}])
-            print(result["variant"], result["seed"], flush=True)
+        left = [(name, seed) for seed in args.seeds for name in args.variants or known if (name, seed) not in finished]
+        for run in as_completed([pool.submit(run, name, seed) for name, seed in left]):
+            append_json_lines(results, [{**run.result(), **facts}])
+            print(run.result()["variant"], run.result()["seed"], flush=True)
