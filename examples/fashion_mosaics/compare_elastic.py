@@ -1,8 +1,7 @@
 """
 Which way of making a LLaVA elastic loses least at few visual tokens?
 
-    python examples/fashion_mosaics/train_llava.py --output_dir runs/llava
-    python examples/fashion_mosaics/compare_elastic.py --llava runs/llava --output runs/compare-elastic --seeds 1
+    python examples/fashion_mosaics/compare_elastic.py --output runs/compare-elastic --seeds 1
 
 Trains and evaluates every variant with every seed, each by train_elastic.py and evaluate.py, all with the same FLOPs:
 a share of what the LLaVA's own training took. Collects what they measured in `results.jsonl`; runs that are finished
@@ -26,6 +25,7 @@ from transformers import HfArgumentParser
 from mqt_llava.files.atomic_file import write_atomically
 
 
+LLAVA = Path(__file__).parents[2] / "model_cards" / "llava-tiny"
 BUDGETS = (1, 2, 4, 8, 16)
 SQUARES = (1, 4, 16)
 SCRATCH = ["--from_scratch", "true", "--learning_rate", 2e-3, "--warmup_steps", 50]
@@ -38,7 +38,7 @@ SANDWICH = ["--budget", "FixedBudget(1), UniformBudget(2, 15), FixedBudget(16)"]
 SQUARE = ["--budget", "WeightedBudget({1: 1, 4: 1, 16: 1})"]
 # Arguments of train_elastic.py by name. From `labels` on, each adds one thing to another.
 VARIANTS = {
-    "llava": [],  # the teacher itself, the same for every seed
+    "llava": [],  # the teacher itself; a seed draws other mosaics to judge all by
     "scratch": [*SCRATCH, *UNIFORM],
     "scratch_whole": [*SCRATCH, *UNIFORM],  # with the FLOPs of the LLaVA's own training besides
     "labels": UNIFORM,
@@ -111,7 +111,7 @@ def kept(path: Path, key: dict, make: Callable[[], dict]) -> dict:
 
 def main():
     parser = study_parser(__doc__, "runs/compare-elastic", seeds=[1, 2, 3, 4, 5], mosaics=500)
-    parser.add_argument("--llava", type=Path, default=Path("runs/llava"), help="what train_llava.py has trained")
+    parser.add_argument("--llava", type=Path, default=LLAVA, help="what train_llava.py has trained")
     parser.add_argument("--share", type=float, default=0.2, help="FLOPs of a training, of those of the LLaVA's")
     parser.add_argument(
         "--counts", type=Path, default=Path("runs/flops"), help="folder for what was counted, at any share"
@@ -132,7 +132,8 @@ def main():
 
     def run(name: str, seed: int) -> dict:
         if name == "llava":
-            return {"variant": name, "seed": seed, "evaluation": evaluate(args, args.llava, args.output / name, [])}
+            folder = args.output / f"{name}-{seed}"
+            return {"variant": name, "seed": seed, "evaluation": evaluate(args, args.llava, folder, ["--seed", seed])}
         own = [*flags, "--llava", str(args.llava), *VARIANTS[name]]
         counted = kept(args.counts / f"{name}.json", llava, lambda: count(own))
         total = (args.share + (name == "scratch_whole")) * whole
@@ -147,7 +148,7 @@ def main():
             folder,
             "train_elastic.py",
             ["--seed", seed, *with_steps(own, steps)],
-            ["--num-visual-tokens", *(SQUARES if compressor else budgets), *compressor],
+            ["--seed", seed, "--num-visual-tokens", *(SQUARES if compressor else budgets), *compressor],
         )
         return {
             "variant": name,

@@ -8,11 +8,13 @@ several, with the 95% interval of Student's t.
 """
 
 import argparse
+import json
 import math
 import statistics
+from collections import defaultdict
 from pathlib import Path
 
-from compare_report import QUESTIONS, REPOSITORY, draw_questions, read_accuracies
+from compare_report import QUESTIONS, REPOSITORY, draw_questions
 from matplotlib.figure import Figure
 
 from mqt_llava.plotting import BLUE, GRAY, GREEN, INK, ORANGE, in_style, new_figure, save_figure, visual_token_axis
@@ -22,6 +24,16 @@ M = 16
 SQUARES = (1, 4, 16)
 # Quantiles of Student's t at 97.5%, by degrees of freedom.
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def read_accuracies(path: Path) -> dict[tuple[str, str, int], dict[int, float]]:
+    """Per cent of right answers by variant, kind of question and number of visual tokens; of each, by seed."""
+    accuracies = defaultdict(dict)
+    for run in map(json.loads, path.read_text().splitlines()):
+        for kind, figures in run["evaluation"].items():
+            for budget, accuracy in figures["accuracy"].items():
+                accuracies[run["variant"], kind, int(budget)][run["seed"]] = 100 * accuracy
+    return dict(accuracies)
 
 
 def interval(values: list[float]) -> float:
@@ -39,9 +51,9 @@ def cell(values: list[float]) -> str:
 
 
 def differences(accuracies: dict, first: tuple[str, int], second: tuple[str, int], kind: str) -> list[float]:
-    """Of the accuracies of two variants, each at its m, seed by seed."""
-    ours, theirs = (accuracies.get((variant, kind, budget), []) for variant, budget in (first, second))
-    return [one - other for one, other in zip(ours, theirs)]
+    """Of the accuracies of two variants, each at its m, by the seeds that both have: of the same mosaics."""
+    ours, theirs = (accuracies.get((variant, kind, budget), {}) for variant, budget in (first, second))
+    return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
 
 
 def print_table(head: list[str], rows: list[list[str]]) -> None:
@@ -55,7 +67,7 @@ def draw(accuracies: dict, best: str) -> Figure:
     figure, budgets = new_figure(5.6), (1, 2, 4, 8, 16)
     axes = draw_questions(figure, list(QUESTIONS))
     for axis, kind in zip(axes, QUESTIONS):
-        most = statistics.mean(accuracies["llava", kind, 64])
+        most = statistics.mean(accuracies["llava", kind, 64].values())
         axis.axhline(most, color=INK, linestyle=":", label="the LLaVA that they are made of, 64 tokens")
         for label, color, style, points in (
             ("one elastic model", BLUE, "o-", [(best, m) for m in budgets]),
@@ -63,7 +75,8 @@ def draw(accuracies: dict, best: str) -> Figure:
             ("average pooling", GREEN, "^--", [("average_pooling", m) for m in SQUARES]),
             ("image scaled down", GRAY, "v--", [("scaled_image", m) for m in SQUARES]),
         ):
-            values = {m: accuracies[variant, kind, m] for variant, m in points if (variant, kind, m) in accuracies}
+            found = {m: accuracies[variant, kind, m] for variant, m in points if (variant, kind, m) in accuracies}
+            values = {m: list(seeds.values()) for m, seeds in found.items()}
             means = [statistics.mean(each) for each in values.values()]
             errors = [0 if len(each) < 2 else interval(each) for each in values.values()]
             axis.errorbar(list(values), means, errors, fmt=style, color=color, label=label)
@@ -81,11 +94,11 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--figure", type=Path, default=REPOSITORY / "docs" / "images" / "elastic.png")
     parser.add_argument("--best", default="coarse", help="the variant that the figure shows")
     args = parser.parse_args(argv)
-    accuracies = dict(read_accuracies(args.results))
+    accuracies = read_accuracies(args.results)
     variants = list(dict.fromkeys(variant for variant, _, _ in accuracies))
     for m in SQUARES:
         rows = [
-            [f"`{variant}`", *(cell(accuracies.get((variant, kind, m), [])) for kind in QUESTIONS)]
+            [f"`{variant}`", *(cell([*accuracies.get((variant, kind, m), {}).values()]) for kind in QUESTIONS)]
             for variant in variants
             if any((variant, kind, m) in accuracies for kind in QUESTIONS)
         ]

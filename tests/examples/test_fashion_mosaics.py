@@ -184,7 +184,11 @@ def test_the_elastic_study_is_reported(tmp_path, capsys):
     report = load_script("examples/fashion_mosaics/compare_elastic_report.py")
     budgets = {"llava": [64], "coarse": [1, 2, 4, 8, 16], "qt_4": [4], "average_pooling": [1, 4, 16]}
     lines = [
-        {"variant": name, "evaluation": {kind: {"accuracy": dict.fromkeys(numbers, 0.9)} for kind in report.QUESTIONS}}
+        {
+            "variant": name,
+            "seed": 1,
+            "evaluation": {kind: {"accuracy": dict.fromkeys(numbers, 0.9)} for kind in report.QUESTIONS},
+        }
         for name, numbers in budgets.items()
     ]
     (tmp_path / "elastic.jsonl").write_text("\n".join(map(json.dumps, lines)))
