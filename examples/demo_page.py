@@ -56,7 +56,7 @@ SHOW_RESULTS = """() => {
     for (const chat of results.querySelectorAll("[role=log]")) chat.scrollTop = chat.scrollHeight;
 }"""
 
-Turns = list[tuple[str, str, str]]  # question, answer, what it took
+Turns = list[tuple[str | None, str, str, str]]  # picture, question, answer, what it took
 
 
 @contextmanager
@@ -73,10 +73,15 @@ def errors_as_messages():
 def show(turns: Turns) -> list[dict]:
     """A conversation as the chat displays it."""
     messages = []
-    for question, answer, note in turns:
+    for _, question, answer, note in turns:
         messages.append({"role": "user", "content": question})
         messages.append({"role": "assistant", "content": answer + (f"\n\n{note}" if note else "")})
     return messages
+
+
+def about(path: str | None, turns: Turns) -> Turns:
+    """What was said of a picture. An answer about a new one may begin before the page knows that it has changed."""
+    return [turn for turn in turns if turn[0] == path]
 
 
 class Page:
@@ -108,11 +113,16 @@ class Page:
         with errors_as_messages():
             image = self.read(path)
             guess = "" if self.answerer.is_known(image) else f"{GUESS}\n"
-            said = [(asked, answered) for asked, answered, _ in turns]
+            turns = about(path, turns)
+            said = [(asked, answered) for _, asked, answered, _ in turns]
             for answer in self.answerer.stream(image, said, question, "auto" if is_auto else int(budget)):
                 note = "" if answer.seconds is None else guess + answer.describe()
-                longer = [*turns, (question, answer.text, note)]
+                longer = [*turns, (path, question, answer.text, note)]
                 yield show(longer), longer
+
+    def change(self, path: str | None, turns: Turns):
+        """What is left on the page when the picture changes."""
+        return show(about(path, turns)), about(path, turns), "", ""
 
     def compare(self, path: str | None, question: str, numbers: list[int | str]):
         """A row for each number of visual tokens, as they come."""
@@ -239,7 +249,8 @@ class Page:
 
             gallery.select(pick, None, picture, trigger_mode="always_last")
             picture.change(self.look, picture, notes)
-            for event in (picture.change, chat.clear, clear.click):
-                event(lambda: ([], [], "", ""), None, [chat, turns, table, heatmap])
+            results = [chat, turns, table, heatmap]
+            picture.change(self.change, [picture, turns], results)
+            gr.on([chat.clear, clear.click], lambda: ([], [], "", ""), None, results)
             is_auto.change(lambda is_auto: gr.update(interactive=not is_auto), is_auto, budget)
         return page

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from tests.builders.paths import PICTURES, REPOSITORY
+from tests.builders.scripts import load_script
 
 
 pytestmark = pytest.mark.browser
@@ -282,6 +283,17 @@ def test_a_phone_and_a_keyboard_suffice(browser, address):
         page.keyboard.press("Enter")
         page.get_by_text("16 visual tokens ·").wait_for()
         assert page.get_by_text(ANSWER).count() >= 1
+
+
+def test_an_answer_about_a_new_picture_outlives_the_change_to_it():
+    """It may begin before the page knows that the picture has changed."""
+    pytest.importorskip("gradio", reason="needs gradio: `nox -s browser`")
+    page = load_script("examples/demo_page.py").Page(answerer=None)
+    old, new = ("old.png", QUESTION, "coat", ""), ("new.png", QUESTION, "sandal", "")
+    chat, turns, *others = page.change("new.png", [old, new])
+    assert [message["content"] for message in chat] == [QUESTION, "sandal"]
+    assert turns == [new] and others == ["", ""]
+    assert page.change(None, [old, new])[:2] == ([], [])
 
 
 def test_what_is_missing_is_said(browser, address):
