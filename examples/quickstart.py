@@ -21,5 +21,5 @@ inputs = processor.apply_chat_template(
     messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
 )
 for m in (1, 4, 16):
-    output = model.generate(**inputs, num_visual_tokens=m, max_new_tokens=40, do_sample=False)
+    output = model.generate(**inputs, num_visual_tokens=m, max_new_tokens=40)
     print(m, processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

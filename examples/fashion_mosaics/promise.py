@@ -108,13 +108,11 @@ def simulate(pool: Calibration, num_prompts: int, risk: float, draws: int, seed:
 def to_table(simulations: list[dict]) -> str:
     """In Markdown."""
     lines = [
-        "| calibrated on | promised | broken | differ, mean | mean visual tokens | best threshold, afterwards |",
+        "| calibrated on | promised | broken | differ, mean | mean tokens | best threshold's (times as many) |",
         "|---|---|---|---|---|---|",
     ]
     for row in simulations:
-        tokens = (
-            f"{row['mean_visual_tokens']:.2f} | {row['best_visual_tokens']:.2f} (ratio {row['tokens_over_best']:.2f})"
-        )
+        tokens = f"{row['mean_visual_tokens']:.2f} | {row['best_visual_tokens']:.2f} ({row['tokens_over_best']:.2f})"
         broken = f"{row['broken']} of {row['draws']} ({row['share_broken']:.1%})"
         lines.append(f"| {row['prompts']} | {row['risk']:.0%} | {broken} | {row['mean_risk']:.2%} | {tokens} |")
     return "\n".join(lines)
