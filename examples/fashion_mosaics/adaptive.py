@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument(
         "--unended-power", type=float, default=AdaptiveBudget.unended_power, help="asks more of answers that go on"
     )
-    parser.add_argument("--target", type=float, default=0.003, help="by how much accuracy may fall, on the first half")
+    parser.add_argument("--target", type=float, default=0.001, help="by how much accuracy may fall, on the first half")
     parser.add_argument("--calibration-questions", type=int, default=4000)
     parser.add_argument("--test-questions", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=3)

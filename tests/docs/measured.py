@@ -104,6 +104,8 @@ def published_ratio() -> str:
 def readme():
     yield published_ratio()
     yield adaptive_sentence("its 16 tokens on average, and is right ", "less often than with all 16")
+    fixed = dict(results(CHECKPOINT / "adaptive.json")["judged"]["fixed"])
+    yield f"With 4 for all it is {100 * (fixed[16] - fixed[4]):.2f} points less"
     kinds = {"presence": "coarse", "most": "counting", "position": "fine"}
     for kind, name in kinds.items():
         values = [f"{value:.1f}" for value in accuracies(kind).values()]
@@ -133,8 +135,12 @@ def adaptive():
     figures = results(CHECKPOINT / "adaptive.json")
     stops = figures["stops"]
     yield f"{stops['1']} questions stopped at 1 token, {stops['4']} at 4, and {stops['16']} at 16"
+    fixed = dict(figures["judged"]["fixed"])
+    for m in (4, 8, 16):
+        yield f"| m = {m} | {fixed[m]:.2%} | {m} |"
     low, high = (100 * bound for bound in figures["difference_95"])
     yield f"{100 * figures['difference']:.2f} points, 95% interval {low:.2f} to {high:.2f}"
+    yield f"the target was {100 * figures['target']:.1f} on the other half"
     yield f"{benchmark('calibration_time')['ratio']:.2f} times as long as plain"
     agree = benchmark("promise")["agree_at_levels"]
     yield f"{agree[0]:.1%} agree with the answer at M at 1 token, {agree[1]:.1%} at 4"

@@ -110,7 +110,7 @@ def draw_curve(axis: Axes, found: dict[str, Any]) -> None:
     def plot(points: list, style: str, **how: Any) -> None:
         axis.plot([tokens for tokens, _ in points], [100 * accuracy for _, accuracy in points], style, **how)
 
-    plot(found["curve"], "-", color=BLUE, label="adaptive, one point for each confidence")
+    plot(found["curve"], "-", color=BLUE, label="adaptive, one point for each threshold")
     tokens, accuracy = found["chosen"]
     label = f"adaptive, as chosen: {tokens:.2f} tokens, {accuracy:.2%}"
     plot([found["chosen"]], "o", color=BLUE, markersize=9, label=label)
