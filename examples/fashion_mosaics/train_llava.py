@@ -1,7 +1,7 @@
 """
-Trains a small LLaVA from scratch, which elasticize.py then makes elastic (an hour or two on two CPU cores):
+Trains a small LLaVA from scratch, which elasticize.py then makes elastic (an hour on two CPU cores):
 
-    OMP_WAIT_POLICY=passive python examples/fashion_mosaics/train_llava.py --output_dir runs/llava
+    OMP_WAIT_POLICY=passive python examples/fashion_mosaics/train_llava.py --output_dir runs/llava --bf16 true
 
 The vision tower sees each item of a mosaic as four patches, so the decoder reads 64 visual tokens. All parts learn
 together, as in train.py: to list everything, then to find rows, columns and single places, at last every kind of
@@ -35,7 +35,7 @@ NUM_PATCHES = (SIDE * ITEM_PIXELS // PATCH) ** 2
 class LlavaTrainingArguments(TinyTrainingArguments):
     output_dir: str = "runs/llava"
     save_steps: int = 100
-    max_steps: int = 3000
+    max_steps: int = 4000
 
 
 class LlavaCollator(BudgetCollator):
