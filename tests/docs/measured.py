@@ -321,6 +321,12 @@ def card_tiny():
     yield adaptive_sentence("16 tokens on average at ", "less accuracy")
 
 
+def card_llava():
+    figures = results(REPOSITORY / "model_cards" / "llava-tiny" / "evaluation.json")["results"]
+    for kind, (_, question) in KINDS.items():
+        yield f'| "{question}" | {100 * figures[kind]["accuracy"]["64"]:.1f} | {figures[kind]["questions"]} |'
+
+
 MEASURED = {
     "README.md": readme,
     "docs/adaptive.md": adaptive,
@@ -334,6 +340,7 @@ MEASURED = {
     "docs/speed.md": speed,
     "docs/training.md": training,
     "docs/visualization.md": visualization,
+    "model_cards/llava-tiny/README.md": card_llava,
     "model_cards/mqt-llava-7b/README.md": card_7b,
     "model_cards/mqt-llava-tiny/README.md": card_tiny,
 }
@@ -377,6 +384,7 @@ GIVEN = {
     ],
     "docs/training.md": [PARAMETERS, "(1%)"],
     "docs/visualization.md": ["it would be 6.2%", "0.23, 0.48, 0.80, 0.98 and 0.98"],  # test_visualization.py
+    "model_cards/llava-tiny/README.md": ["1.4 million parameters"],
     "model_cards/mqt-llava-7b/README.md": [READING, "MME-P 0.5"],
     "model_cards/mqt-llava-tiny/README.md": [PARAMETERS],
 }

@@ -9,7 +9,7 @@ from tests.docs.code_blocks import PAGES
 from tests.docs.measured import GIVEN, MEASURED
 
 
-CARDS = [f"model_cards/{name}/README.md" for name in ("mqt-llava-7b", "mqt-llava-tiny")]
+CARDS = [f"model_cards/{name}/README.md" for name in ("llava-tiny", "mqt-llava-7b", "mqt-llava-tiny")]
 NOT_PROSE = re.compile(
     r"\A---\n.*?\n---\n|```.*?```|^(?:    |\|)[^\n]*$|<!--.*?-->|`[^`]*`|\]\([^)]*\)", re.DOTALL | re.MULTILINE
 )
