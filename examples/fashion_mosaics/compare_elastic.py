@@ -28,8 +28,7 @@ from mqt_llava.files.atomic_file import write_atomically
 LLAVA = Path(__file__).parents[2] / "model_cards" / "llava-tiny"
 BUDGETS = (1, 2, 4, 8, 16)
 SQUARES = (1, 4, 16)
-SCRATCH = ["--from_scratch", "true", "--learning_rate", 2e-3, "--warmup_steps", 50]
-SCRATCH += ["--trained_parts", "vision_tower", "resampler", "language_model"]
+SCRATCH = ["--from_scratch", "true", "--trained_parts", "vision_tower", "resampler", "language_model"]
 KL = ["--distillation", "llava"]
 FIT = [*KL, "--fit_steps", 150]
 COARSE = [*FIT, "--fit_order", "coarse_to_fine"]

@@ -26,7 +26,7 @@ class ElasticTrainingArguments(TinyTrainingArguments):
     output_dir: str = "runs/elastic"
     seed: int = 1  # the LLaVA has seen the mosaics of 0
     max_steps: int = 800
-    learning_rate: float = 1e-3
+    warmup_steps: int = 50
     save_steps: int = 100
     list_steps: int = 0
     position_steps: int = 0
