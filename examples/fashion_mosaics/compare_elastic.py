@@ -29,6 +29,7 @@ LLAVA = Path(__file__).parents[2] / "model_cards" / "llava-tiny"
 BUDGETS = (1, 2, 4, 8, 16)
 SQUARES = (1, 4, 16)
 SCRATCH = ["--from_scratch", "true", "--trained_parts", "vision_tower", "resampler", "language_model"]
+SCRATCH += ["--list_share", 0.06, "--early_share", 0.38]  # the stages of train.py
 KL = ["--distillation", "llava"]
 FIT = [*KL, "--fit_steps", 150]
 COARSE = [*FIT, "--fit_order", "coarse_to_fine"]
@@ -45,6 +46,7 @@ VARIANTS = {
     "kl_alone": [*KL, "--cross_entropy_weight", 0, *UNIFORM],
     "fit": [*FIT, *UNIFORM],
     "coarse": [*COARSE, *UNIFORM],
+    "coarse_early": [*COARSE, *UNIFORM, "--early_share", 0.38],
     "coarse_log": [*COARSE, *LOG],
     "coarse_sandwich": [*COARSE, *SANDWICH],
     "coarse_sandwich_self": [*COARSE, *SANDWICH, "--distillation", "self"],
@@ -78,18 +80,9 @@ def parse(arguments_class, flags: list):
     return args
 
 
-def stages(steps: int) -> list:
-    """Those of train.py, shortened, for what learns from scratch."""
-    return ["--list_steps", steps * 250 // 4000, "--position_steps", steps * 1500 // 4000]
-
-
-def with_steps(own: list, steps: int) -> list:
-    return [*own, "--max_steps", steps, *(stages(steps) if "--from_scratch" in own else [])]
-
-
 def count(own: list) -> dict[str, float]:
     """FLOPs of a variant's stage 0, and of a step of what follows."""
-    args = parse(ElasticTrainingArguments, with_steps(own, 1600))
+    args = parse(ElasticTrainingArguments, [*own, "--max_steps", 1600])
     first, build_trainer = build_trainers(args)
     fit = flops(first, first.model.teacher.base) if first else 0
     trainer = build_trainer()
@@ -146,7 +139,7 @@ def main():
             args,
             folder,
             "train_elastic.py",
-            ["--seed", seed, *with_steps(own, steps)],
+            ["--seed", seed, *own, "--max_steps", steps],
             ["--seed", seed, "--num-visual-tokens", *(SQUARES if compressor else budgets), *compressor],
         )
         return {

@@ -28,19 +28,21 @@ class ElasticTrainingArguments(TinyTrainingArguments):
     max_steps: int = 800
     warmup_steps: int = 50
     save_steps: int = 100
-    list_steps: int = 0
-    position_steps: int = 0
     lr_scheduler_type: str = "cosine"
     trained_parts: list[str] = field(default_factory=lambda: ["resampler", "language_model"])
     llava: str = field(default="runs/llava", metadata={"help": "Folder of the LLaVA."})
     compressor: str = field(default="queries", metadata={"help": f"One of {', '.join(CLASSES)}."})
     max_visual_tokens: int = field(default=16, metadata={"help": "M."})
     from_scratch: bool = field(default=False, metadata={"help": "Whether to take no weights of the LLaVA."})
+    list_share: float = field(default=0, metadata={"help": "Of the steps, those that list alone, at M."})
+    early_share: float = field(default=0, metadata={"help": "Of the steps, those with fine questions alone, at M."})
     fit_steps: int = field(default=0, metadata={"help": "Steps of stage 0, which fits queries to the projector."})
     fit_order: str = field(default="raster", metadata={"help": "Of the queries: raster or coarse_to_fine."})
     fit_learning_rate: float = field(default=3e-3, metadata={"help": "Of stage 0."})
 
     def __post_init__(self):
+        self.list_steps = int(self.list_share * self.max_steps)
+        self.position_steps = int(self.early_share * self.max_steps)
         super().__post_init__()
         self.lr_scheduler_kwargs = {}
 
