@@ -2,7 +2,7 @@
 Makes the LLaVA of train_llava.py elastic, in one of the ways that compare_elastic.py compares (minutes on two cores):
 
     OMP_WAIT_POLICY=passive python examples/fashion_mosaics/train_elastic.py --llava runs/llava \
-        --fit_steps 200 --fit_order coarse_to_fine --distillation llava --output_dir runs/elastic
+        --fit_steps 600 --fit_order coarse_to_fine --distillation llava --output_dir runs/elastic
 
 Decoder and compressor learn, the vision tower stays as it is; with `--from_scratch true` all of them start at random,
 in the stages of train.py. Called again with the same folder, it goes on from the last checkpoint.
@@ -25,9 +25,10 @@ from mqt_llava.training import MQTLlavaTrainer, ProjectorFitTrainer, fit_argumen
 class ElasticTrainingArguments(TinyTrainingArguments):
     output_dir: str = "runs/elastic"
     seed: int = 1  # the LLaVA has seen the mosaics of 0
-    max_steps: int = 800
-    warmup_steps: int = 50
-    save_steps: int = 100
+    max_steps: int = 3000
+    per_device_train_batch_size: int = 16  # a quarter of the LLaVA's learns as much with a quarter of the FLOPs
+    learning_rate: float = 1e-3
+    save_steps: int = 500
     lr_scheduler_type: str = "cosine"
     trained_parts: list[str] = field(default_factory=lambda: ["resampler", "language_model"])
     llava: str = field(default="runs/llava", metadata={"help": "Folder of the LLaVA."})
