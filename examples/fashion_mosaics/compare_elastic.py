@@ -29,7 +29,8 @@ LLAVA = Path(__file__).parents[2] / "model_cards" / "llava-tiny"
 BUDGETS = (1, 2, 4, 8, 16)
 SQUARES = (1, 4, 16)
 SCRATCH = ["--from_scratch", "true", "--trained_parts", "vision_tower", "resampler", "language_model"]
-SCRATCH += ["--list_share", 0.06, "--early_share", 0.38]  # the stages of train.py
+EARLY = ["--early_share", 0.38]  # at M at first, as in train.py
+SCRATCH += ["--list_share", 0.06, *EARLY]
 KL = ["--distillation", "llava"]
 FIT = [*KL, "--fit_steps", 600]
 COARSE = [*FIT, "--fit_order", "coarse_to_fine"]
@@ -45,8 +46,9 @@ VARIANTS = {
     "kl": [*KL, *UNIFORM],
     "kl_alone": [*KL, "--cross_entropy_weight", 0, *UNIFORM],
     "fit": [*FIT, *UNIFORM],
+    "fit_early": [*FIT, *UNIFORM, *EARLY],
     "coarse": [*COARSE, *UNIFORM],
-    "coarse_early": [*COARSE, *UNIFORM, "--early_share", 0.38],
+    "coarse_early": [*COARSE, *UNIFORM, *EARLY],
     "coarse_log": [*COARSE, *LOG],
     "coarse_sandwich": [*COARSE, *SANDWICH],
     "coarse_sandwich_self": [*COARSE, *SANDWICH, "--distillation", "self"],
