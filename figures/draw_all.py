@@ -28,7 +28,7 @@ COMMANDS = {
     "explain/": "examples/explain.py --output docs/images/explain",
 }
 if (REPOSITORY / "benchmarks" / "results" / "elastic.jsonl").exists():
-    COMMANDS["elastic.png"] = "examples/fashion_mosaics/compare_elastic_report.py"
+    COMMANDS["elastic.png"] = "examples/fashion_mosaics/compare_elastic_report.py --figure docs/images/elastic.png"
 
 
 def main() -> None:

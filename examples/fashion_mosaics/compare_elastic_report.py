@@ -1,10 +1,10 @@
 """
 Tables and figure of what compare_elastic.py has measured:
 
-    python examples/fashion_mosaics/compare_elastic_report.py
+    python examples/fashion_mosaics/compare_elastic_report.py --figure docs/images/elastic.png
 
-Prints the tables of docs/elasticize.md and writes `docs/images/elastic.png`. Means over the seeds; where there are
-several, with the 95% interval of Student's t.
+Prints the tables of docs/elasticize.md. Means over the seeds; differences by seed, with the 95% interval of Student's
+t, where there are several.
 """
 
 import argparse
@@ -44,10 +44,7 @@ def interval(values: list[float]) -> float:
 
 
 def cell(values: list[float]) -> str:
-    if not values:
-        return ""
-    text = f"{statistics.mean(values):.1f}"
-    return text if len(values) < 2 else f"{text} ± {interval(values):.1f}"
+    return f"{statistics.mean(values):.1f} ± {interval(values):.1f}"
 
 
 def differences(accuracies: dict, first: tuple[str, int], second: tuple[str, int], kind: str) -> list[float]:
@@ -87,34 +84,51 @@ def draw(accuracies: dict, best: str) -> Figure:
     return figure
 
 
+def in_order(accuracies: dict) -> list[str]:
+    """The LLaVA, what answers at every number of tokens from the best to the worst, and the rest."""
+    means = defaultdict(list)
+    for (variant, _, m), seeds in accuracies.items():
+        if m in (*SQUARES, 64):
+            means[variant] += seeds.values()
+    rest = {variant for variant in means if (variant, "list", 2) not in accuracies}
+    return sorted(means, key=lambda name: (name != "llava", name in rest, -statistics.mean(means[name])))
+
+
+def to_row(accuracies: dict, variant: str) -> list[str]:
+    """By kind the means at 1, 4 and 16 tokens, or at the number that it has."""
+    row = [f"`{variant}`"]
+    for kind in QUESTIONS:
+        found = [accuracies.get((variant, kind, m)) for m in (*SQUARES, 64)]
+        row.append(" / ".join(f"{statistics.mean(seeds.values()):.1f}" for seeds in found if seeds))
+    return row
+
+
+def to_differences(accuracies: dict, variant: str) -> list[list[str]]:
+    """Rows of differences, with intervals: to the LLaVA, and to models that were trained at one number alone."""
+    others = {f"LLaVA, at m = {m}": (m, ("llava", 64)) for m in (M, M // 4)}
+    others |= {f"`qt_{m}`": (m, (f"qt_{m}", m)) for m in SQUARES}
+    rows = []
+    for name, (m, other) in others.items():
+        values = [differences(accuracies, (variant, m), other, kind) for kind in QUESTIONS]
+        if all(len(each) > 1 for each in values):
+            rows.append([f"`{variant}` - {name}", *map(cell, values)])
+    return rows
+
+
 def main(argv: list[str] | None = None):
     results = REPOSITORY / "benchmarks" / "results" / "elastic.jsonl"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=results)
-    parser.add_argument("--figure", type=Path, default=REPOSITORY / "docs" / "images" / "elastic.png")
+    parser.add_argument("--figure", type=Path, help="draw it there")
     parser.add_argument("--best", default="coarse", help="the variant that the figure shows")
     args = parser.parse_args(argv)
     accuracies = read_accuracies(args.results)
-    variants = list(dict.fromkeys(variant for variant, _, _ in accuracies))
-    for m in SQUARES:
-        rows = [
-            [f"`{variant}`", *(cell([*accuracies.get((variant, kind, m), {}).values()]) for kind in QUESTIONS)]
-            for variant in variants
-            if any((variant, kind, m) in accuracies for kind in QUESTIONS)
-        ]
-        print_table([f"m = {m}", *QUESTIONS], rows)
-    elastic = [variant for variant in variants if (variant, "list", 2) in accuracies]
-    rows = []
-    for variant in elastic:
-        for name, m, other in (
-            *((f"LLaVA at m = {m}", m, ("llava", 64)) for m in (M, M // 4)),
-            *((f"`qt_{m}`", m, (f"qt_{m}", m)) for m in SQUARES),
-        ):
-            pairs = [differences(accuracies, (variant, m), other, kind) for kind in QUESTIONS]
-            if all(pairs):
-                rows.append([f"`{variant}` - {name}", *map(cell, pairs)])
-    print_table(["difference", *QUESTIONS], rows)
-    save_figure(draw(accuracies, args.best), args.figure)
+    variants = in_order(accuracies)
+    print_table(["m = 1 / 4 / 16", *QUESTIONS], [to_row(accuracies, variant) for variant in variants])
+    if rows := [row for variant in variants for row in to_differences(accuracies, variant)]:
+        print_table(["difference", *QUESTIONS], rows)
+    if args.figure:
+        save_figure(draw(accuracies, args.best), args.figure)
 
 
 if __name__ == "__main__":

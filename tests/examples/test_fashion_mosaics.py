@@ -180,20 +180,28 @@ def run_when_pasted(page: str, capsys) -> tuple[list[str], list[str]]:
 
 
 def test_the_elastic_study_is_reported(tmp_path, capsys):
+    """Differences are of the same seed, in whatever order the runs ended."""
     pytest.importorskip("matplotlib")
     report = load_script("examples/fashion_mosaics/compare_elastic_report.py")
-    budgets = {"llava": [64], "coarse": [1, 2, 4, 8, 16], "qt_4": [4], "average_pooling": [1, 4, 16]}
+    runs = {
+        "llava": ([64], {1: 0.9, 2: 0.8}),
+        "coarse": ([1, 2, 4, 8, 16], {2: 0.79, 1: 0.89}),
+        "kl": ([1, 2, 4, 8, 16], {1: 0.95}),
+        "qt_4": ([4], {1: 0.5}),
+    }
     lines = [
-        {
-            "variant": name,
-            "seed": 1,
-            "evaluation": {kind: {"accuracy": dict.fromkeys(numbers, 0.9)} for kind in report.QUESTIONS},
-        }
-        for name, numbers in budgets.items()
+        {"variant": name, "seed": seed, "evaluation": {kind: {"accuracy": dict.fromkeys(numbers, accuracy)}}}
+        for name, (numbers, seeds) in runs.items()
+        for seed, accuracy in seeds.items()
+        for kind in report.QUESTIONS
     ]
     (tmp_path / "elastic.jsonl").write_text("\n".join(map(json.dumps, lines)))
     report.main(["--results", str(tmp_path / "elastic.jsonl"), "--figure", str(tmp_path / "figure.png")])
-    assert "| `coarse` - LLaVA at m = 16 | 0.0 |" in capsys.readouterr().out
+    means, differences = capsys.readouterr().out.strip().split("\n\n")
+    assert [line.split("`")[1] for line in means.splitlines()[2:]] == ["llava", "kl", "coarse", "qt_4"]
+    assert "| `coarse` | 84.0 / 84.0 / 84.0 |" in means
+    assert "| `coarse` - LLaVA, at m = 16 | -1.0 ± 0.0 |" in differences
+    assert "kl" not in differences and "qt" not in differences  # one seed has no interval
     assert Image.open(tmp_path / "figure.png").size[0] == 1350
 
 
