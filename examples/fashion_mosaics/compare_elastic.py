@@ -17,6 +17,7 @@ from pathlib import Path
 from compressors import CLASSES
 from studies import evaluate, losses, run_all, study_parser, train_and_evaluate
 from torch.utils.flop_counter import FlopCounterMode
+from train import MOSTLY_POWERS
 from train_elastic import ElasticTrainingArguments, build_trainers
 from train_llava import LlavaTrainingArguments
 from train_llava import build_trainer as build_llava_trainer
@@ -34,7 +35,7 @@ SCRATCH += ["--list_share", 0.06, *EARLY]
 KL = ["--distillation", "llava"]
 FIT = [*KL, "--fit_steps", 600]
 COARSE = [*FIT, "--fit_order", "coarse_to_fine"]
-UNIFORM, LOG = ["--budget", "UniformBudget(1, 16)"], ["--budget", "LogBudget(16)"]
+UNIFORM, LOG, POWERS = ["--budget", "UniformBudget(1, 16)"], ["--budget", "LogBudget(16)"], ["--budget", MOSTLY_POWERS]
 SANDWICH = ["--budget", "FixedBudget(1), UniformBudget(2, 15), FixedBudget(16)"]
 SQUARE = ["--budget", "WeightedBudget({1: 1, 4: 1, 16: 1})"]
 # Arguments of train_elastic.py by name. From `labels` on, each adds one thing to another.
@@ -48,11 +49,11 @@ VARIANTS = {
     "fit": [*FIT, *UNIFORM],
     "fit_early": [*FIT, *UNIFORM, *EARLY],
     "coarse": [*COARSE, *UNIFORM],
-    "coarse_early": [*COARSE, *UNIFORM, *EARLY],
-    "coarse_log": [*COARSE, *LOG],
-    "coarse_sandwich": [*COARSE, *SANDWICH],
-    "coarse_sandwich_self": [*COARSE, *SANDWICH, "--distillation", "self"],
-    **{f"qt_{m}": [*COARSE, "--budget", f"FixedBudget({m})"] for m in SQUARES},
+    "fit_log": [*FIT, *LOG],
+    "fit_powers": [*FIT, *POWERS],
+    "fit_sandwich": [*FIT, *SANDWICH],
+    "fit_sandwich_self": [*FIT, *SANDWICH, "--distillation", "self"],
+    **{f"qt_{m}": [*FIT, "--max_visual_tokens", m, "--budget", f"FixedBudget({m})"] for m in SQUARES},
     "average_pooling": [*KL, "--compressor", "average_pooling", *SQUARE],
     "scaled_image": [*KL, "--compressor", "scaled_image", *SQUARE],
 }

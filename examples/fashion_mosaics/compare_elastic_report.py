@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=results)
     parser.add_argument("--figure", type=Path, help="draw it there")
-    parser.add_argument("--best", default="coarse", help="the variant that the figure shows")
+    parser.add_argument("--best", default="fit", help="the variant that the figure shows")
     args = parser.parse_args(argv)
     accuracies = read_accuracies(args.results)
     variants = in_order(accuracies)

@@ -185,7 +185,7 @@ def test_the_elastic_study_is_reported(tmp_path, capsys):
     report = load_script("examples/fashion_mosaics/compare_elastic_report.py")
     runs = {
         "llava": ([64], {1: 0.9, 2: 0.8}),
-        "coarse": ([1, 2, 4, 8, 16], {2: 0.79, 1: 0.89}),
+        "fit": ([1, 2, 4, 8, 16], {2: 0.79, 1: 0.89}),
         "kl": ([1, 2, 4, 8, 16], {1: 0.95}),
         "qt_4": ([4], {1: 0.5}),
     }
@@ -198,9 +198,9 @@ def test_the_elastic_study_is_reported(tmp_path, capsys):
     (tmp_path / "elastic.jsonl").write_text("\n".join(map(json.dumps, lines)))
     report.main(["--results", str(tmp_path / "elastic.jsonl"), "--figure", str(tmp_path / "figure.png")])
     means, differences = capsys.readouterr().out.strip().split("\n\n")
-    assert [line.split("`")[1] for line in means.splitlines()[2:]] == ["llava", "kl", "coarse", "qt_4"]
-    assert "| `coarse` | 84.0 / 84.0 / 84.0 |" in means
-    assert "| `coarse` - LLaVA, at m = 16 | -1.0 ± 0.0 |" in differences
+    assert [line.split("`")[1] for line in means.splitlines()[2:]] == ["llava", "kl", "fit", "qt_4"]
+    assert "| `fit` | 84.0 / 84.0 / 84.0 |" in means
+    assert "| `fit` - LLaVA, at m = 16 | -1.0 ± 0.0 |" in differences
     assert "kl" not in differences and "qt" not in differences  # one seed has no interval
     assert Image.open(tmp_path / "figure.png").size[0] == 1350
 
