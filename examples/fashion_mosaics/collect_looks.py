@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import mosaics
 import numpy as np
 import torch
+from mosaics import DATASET_FOLDER
+from testbeds import TESTBEDS
 from transformers import AutoProcessor
 from transformers.utils import logging
 
@@ -28,7 +29,6 @@ from mqt_llava.models.adaptive_budget import checkpoint_digest
 
 
 NUM_BEST = 20  # tokens whose log-probabilities a server returns
-TESTBEDS = {"mosaics": mosaics}  # modules that draw pictures and ask about them
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=80)
     parser.add_argument("--batch-size", type=int, default=100, help="mosaics at once, and in a file")
     parser.add_argument("--seed", type=int, default=5)
-    parser.add_argument("--data-folder", default=mosaics.DATASET_FOLDER, help="folder with Fashion-MNIST's four files")
+    parser.add_argument("--data-folder", default=DATASET_FOLDER, help="folder with Fashion-MNIST's four files")
     parser.add_argument("--output", type=Path, default=Path("runs/looks"), help="folder for the files")
     args = parser.parse_args(argv)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 from compressors import CLASSES
-from mosaics import DATASET_FOLDER, GRAIN, QUESTION_KINDS, draw_mosaic, load_items, to_messages
+from mosaics import DATASET_FOLDER, GRAIN, QUESTION_KINDS, to_messages
+from testbeds import TESTBEDS
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from mqt_llava import MQTLlavaForConditionalGeneration
@@ -72,7 +73,7 @@ def accuracies(
             inputs["mm_encoder_outputs"] = {"image": encoded}
         for budget in budgets:
             choice = {"num_visual_tokens": budget} if is_elastic(model) else {}
-            generated = model.generate(**inputs, **choice, max_new_tokens=80)
+            generated = model.generate(**inputs, **choice, max_new_tokens=5 * len(mosaics[0].names))
             answers = processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             scores[budget] += [score(kind, answer, truth) for answer, (_, (_, truth)) in zip(answers, batch)]
     return scores
@@ -85,6 +86,7 @@ def main(argv: list[str] | None = None) -> dict:
         "--num-visual-tokens", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="of a query transformer"
     )
     parser.add_argument("--compressor", choices=CLASSES, default="queries", help="of a model of train_elastic.py")
+    parser.add_argument("--testbed", choices=TESTBEDS, default="mosaics")
     parser.add_argument("--kinds", nargs="+", choices=QUESTION_KINDS, default=list(QUESTION_KINDS))
     parser.add_argument("--mosaics", type=int, default=1000, help="held-out mosaics, with one question of each kind")
     parser.add_argument("--seed", type=int, default=1)
@@ -97,8 +99,9 @@ def main(argv: list[str] | None = None) -> dict:
     if not is_elastic(model):
         args.num_visual_tokens = [only_number(model)]
     processor = AutoProcessor.from_pretrained(args.model)
-    rng, items = random.Random(args.seed), load_items("t10k", args.data_folder)
-    mosaics = [draw_mosaic(rng, items) for _ in range(args.mosaics)]
+    rng, testbed = random.Random(args.seed), TESTBEDS[args.testbed]
+    items = testbed.load_items("t10k", args.data_folder)
+    mosaics = [testbed.draw_mosaic(rng, items) for _ in range(args.mosaics)]
 
     results = {}
     print(f"| question | {' | '.join(f'm = {budget}' for budget in args.num_visual_tokens)} | questions |")

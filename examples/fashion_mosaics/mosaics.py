@@ -28,7 +28,7 @@ GROUPS = {
     "trousers": ("trousers",),
     "bags": ("bag",),
 }
-ROWS = ("top", "second", "third", "bottom")  # columns have numbers, so that no word can mean either
+ROWS = ("the top row", "the second row", "the third row", "the bottom row")  # columns have numbers
 CORNERS = {(0, 0): "top left", (0, 3): "top right", (3, 0): "bottom left", (3, 3): "bottom right"}
 DATASET_FOLDER = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts it
 
@@ -54,33 +54,40 @@ def load_items(split: str, folder: str = DATASET_FOLDER) -> dict[str, np.ndarray
 
 @dataclass
 class Mosaic:
-    """A picture of 4 x 4 items and their names, row by row."""
+    """A picture of as many items in a row as there are rows, and their names, row by row."""
 
     image: Image.Image
     names: list[str]
+    rows: tuple[str, ...] = ROWS  # what they are called; no word may mean a row and a column
+
+    @property
+    def side(self) -> int:
+        return len(self.rows)
 
     def groups(self) -> dict[str, int]:
         """How many items of each group there are."""
         return {group: sum(name in members for name in self.names) for group, members in GROUPS.items()}
 
 
-def draw_mosaic(rng: random.Random, items: dict[str, np.ndarray]) -> Mosaic:
+def draw_mosaic(rng: random.Random, items: dict[str, np.ndarray], rows: tuple[str, ...] = ROWS) -> Mosaic:
     """A mosaic of two to four groups, so that it is even odds whether a group is there at all."""
+    side = len(rows)
     groups = rng.sample(list(GROUPS), rng.randint(2, 4))
     # Each group is there at least twice; the rest is left to chance.
-    cells = [*groups, *groups, *rng.choices(groups, k=SIDE * SIDE - 2 * len(groups))]
+    cells = [*groups, *groups, *rng.choices(groups, k=side * side - 2 * len(groups))]
     rng.shuffle(cells)
     names = [rng.choice(GROUPS[group]) for group in cells]
     photos = np.stack([items[name][rng.randrange(len(items[name]))] for name in names])
-    rows = photos.reshape(SIDE, SIDE, ITEM_PIXELS, ITEM_PIXELS).swapaxes(1, 2)
-    return Mosaic(Image.fromarray(rows.reshape(SIDE * ITEM_PIXELS, SIDE * ITEM_PIXELS)).convert("RGB"), names)
+    pixels = photos.shape[-1]
+    picture = photos.reshape(side, side, pixels, pixels).swapaxes(1, 2).reshape(side * pixels, side * pixels)
+    return Mosaic(Image.fromarray(picture).convert("RGB"), names, rows)
 
 
 def ask_positions(rng: random.Random, mosaic: Mosaic, count: int) -> list[tuple[str, str]]:
     questions = []
     for cell in rng.sample(range(SIDE * SIDE), count):
         row, column = divmod(cell, SIDE)
-        place = f"the {ROWS[row]} row, column {column + 1}"
+        place = f"{ROWS[row]}, column {column + 1}"
         if (row, column) in CORNERS and rng.random() < 0.5:
             place = f"the {CORNERS[row, column]}"
         questions.append((f"What is in {place}?", mosaic.names[cell]))
@@ -88,16 +95,19 @@ def ask_positions(rng: random.Random, mosaic: Mosaic, count: int) -> list[tuple[
 
 
 def ask_rows(rng: random.Random, mosaic: Mosaic, count: int) -> list[tuple[str, str]]:
-    rows = rng.sample(range(SIDE), count)
+    side = mosaic.side
     return [
-        (f"List the items in the {ROWS[row]} row.", ", ".join(mosaic.names[row * SIDE : (row + 1) * SIDE]))
-        for row in rows
+        (f"List the items in {mosaic.rows[row]}.", ", ".join(mosaic.names[row * side : (row + 1) * side]))
+        for row in rng.sample(range(side), count)
     ]
 
 
 def ask_columns(rng: random.Random, mosaic: Mosaic, count: int) -> list[tuple[str, str]]:
-    columns = rng.sample(range(SIDE), count)
-    return [(f"List the items in column {column + 1}.", ", ".join(mosaic.names[column::SIDE])) for column in columns]
+    side = mosaic.side
+    return [
+        (f"List the items in column {column + 1}.", ", ".join(mosaic.names[column::side]))
+        for column in rng.sample(range(side), count)
+    ]
 
 
 def ask_list(rng: random.Random, mosaic: Mosaic, count: int) -> list[tuple[str, str]]:
@@ -114,7 +124,7 @@ def ask_presence(rng: random.Random, mosaic: Mosaic, count: int) -> list[tuple[s
 
 def ask_most(rng: random.Random, mosaic: Mosaic, count: int) -> list[tuple[str, str]]:
     (first, most), (_, second), *_ = sorted(mosaic.groups().items(), key=lambda item: -item[1])
-    return [("What is there most of?", first)] * count if most >= second + 2 else []
+    return [("What is there most of?", first)] * count if most >= second + mosaic.side // 2 else []
 
 
 QUESTION_KINDS = {

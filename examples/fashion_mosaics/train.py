@@ -16,20 +16,8 @@ import re
 from dataclasses import dataclass, field
 
 import torch
-from mosaics import (
-    DATASET_FOLDER,
-    ITEM_PIXELS,
-    SIDE,
-    ask_columns,
-    ask_list,
-    ask_most,
-    ask_positions,
-    ask_presence,
-    ask_rows,
-    draw_mosaic,
-    load_items,
-    to_messages,
-)
+from mosaics import DATASET_FOLDER, ITEM_PIXELS, SIDE, to_messages
+from testbeds import TESTBEDS
 from tokenizers import (
     AddedToken,
     Regex,
@@ -86,6 +74,7 @@ class TinyTrainingArguments(MQTLlavaTrainingArguments):
     lr_scheduler_type: str = "warmup_stable_decay"
     dataloader_num_workers: int = 1
     data_folder: str = field(default=DATASET_FOLDER, metadata={"help": "Folder with Fashion-MNIST's four files."})
+    testbed: str = field(default="mosaics", metadata={"help": f"One of {', '.join(TESTBEDS)}."})
     list_steps: int = field(default=250, metadata={"help": "Steps of the first stage: listing alone, at m = M."})
     position_steps: int = field(default=1500, metadata={"help": "Step at which m becomes random."})
     early_budget: int | None = field(default=None, metadata={"help": "m until then, M by default."})
@@ -100,8 +89,8 @@ class MosaicConversations(torch.utils.data.Dataset):
     """Conversation i is a pure function of the seed and i, so a resumed run sees what the first would have seen."""
 
     def __init__(self, args: TinyTrainingArguments):
-        self.args = args
-        self.items = load_items("train", args.data_folder)
+        self.args, self.testbed = args, TESTBEDS[args.testbed]
+        self.items = self.testbed.load_items("train", args.data_folder)
 
     def __len__(self):
         return self.args.max_steps * self.args.per_device_train_batch_size
@@ -113,19 +102,20 @@ class MosaicConversations(torch.utils.data.Dataset):
     def conversation(self, index: int, step: int) -> list[dict]:
         """Chat messages as they are asked at a step of the training."""
         rng = random.Random(f"{self.args.seed}-{index}")
-        mosaic = draw_mosaic(rng, self.items)
+        mosaic = self.testbed.draw_mosaic(rng, self.items)
+        ask = self.testbed.QUESTION_KINDS
         if step < self.args.list_steps:
-            questions = ask_list(rng, mosaic, 1)
+            questions = ask["list"](rng, mosaic, 1)
         elif step < self.args.position_steps:
             # Rows and columns lead over from the whole list to single items.
-            ask, count = rng.choice([(ask_list, 1), (ask_rows, 4), (ask_columns, 4), *[(ask_positions, 7)] * 3])
-            questions = ask(rng, mosaic, count)
+            kind, count = rng.choice([("list", 1), ("row", 4), ("column", 4), *[("position", 7)] * 3])
+            questions = ask[kind](rng, mosaic, count)
         else:
             # Coarse questions come first, for their answers could be read off a listing.
-            coarse = [*ask_presence(rng, mosaic, 3), *ask_most(rng, mosaic, 1)]
+            coarse = [*ask["presence"](rng, mosaic, 3), *ask["most"](rng, mosaic, 1)]
             rng.shuffle(coarse)
-            ask, count = rng.choice([(ask_list, 1), (ask_rows, 4), (ask_columns, 4), *[(ask_positions, 6)] * 2])
-            questions = [*coarse[: rng.randrange(4)], *ask(rng, mosaic, count)]
+            kind, count = rng.choice([("list", 1), ("row", 4), ("column", 4), *[("position", 6)] * 2])
+            questions = [*coarse[: rng.randrange(4)], *ask[kind](rng, mosaic, count)]
         return to_messages(mosaic.image, questions)
 
 
@@ -188,12 +178,17 @@ def train_tokenizer(dataset: MosaicConversations, vocab_size: int) -> Tokenizers
     )
 
 
-def build_processor(dataset: MosaicConversations, num_visual_tokens: int = SIDE * SIDE) -> MQTLlavaProcessor:
-    pixels = SIDE * ITEM_PIXELS
+def build_processor(
+    dataset: MosaicConversations,
+    num_visual_tokens: int = SIDE * SIDE,
+    vocab_size: int = 640,
+    **pixel_scale: list[float],
+) -> MQTLlavaProcessor:
+    pixels = SIDE * ITEM_PIXELS  # of either testbed
     image_processor = LlavaImageProcessorPil(
-        size={"shortest_edge": pixels}, crop_size={"height": pixels, "width": pixels}, do_pad=True
+        size={"shortest_edge": pixels}, crop_size={"height": pixels, "width": pixels}, do_pad=True, **pixel_scale
     )
-    tokenizer = train_tokenizer(dataset, vocab_size=640)
+    tokenizer = train_tokenizer(dataset, vocab_size)
     return MQTLlavaProcessor(image_processor, tokenizer, max_visual_tokens=num_visual_tokens)
 
 

@@ -46,9 +46,15 @@ class LlavaCollator(BudgetCollator):
         return {name: batch[name] for name in ("input_ids", "attention_mask", "labels", "pixel_values")}
 
 
-def build_llava(tokenizer) -> LlavaForConditionalGeneration:
+def build_llava(tokenizer, initializer_range: float = 0.02) -> LlavaForConditionalGeneration:
+    """
+    Args:
+        initializer_range: Scale of the decoder's weights at the start.
+    """
+    configs = parts(tokenizer, patch_size=PATCH)
+    configs["text_config"].initializer_range = initializer_range
     config = LlavaConfig(
-        **parts(tokenizer, patch_size=PATCH),
+        **configs,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=NUM_PATCHES,
         vision_feature_layer=-1,
