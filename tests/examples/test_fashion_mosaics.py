@@ -170,6 +170,13 @@ def test_comparison_is_reported(name, page, num_tables, tmp_path, capsys):
     assert len(tables) == num_tables and all(table in shown for table in tables)
 
 
+def test_the_page_has_the_ranking_of_elastic_trainings(capsys):
+    pytest.importorskip("matplotlib")
+    results = REPOSITORY / "benchmarks" / "results" / "elastic_ranking.jsonl"
+    load_script("examples/fashion_mosaics/compare_elastic_report.py").main(["--results", str(results)])
+    assert capsys.readouterr().out.strip() in (REPOSITORY / "docs" / "elasticize.md").read_text()
+
+
 def run_when_pasted(page: str, capsys) -> tuple[list[str], list[str]]:
     """The Python blocks of a page, and the lines that they print one after the other."""
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(), re.DOTALL)

@@ -124,7 +124,7 @@ def test_ready_settings_of_an_elastic_llava(path):
     elastic, data, lora, args = parse_arguments(*classes, argv=[str(RECIPES / path), "--use_cpu", "true"])
     (budget,) = parse_budget(data.budget)
     assert set(budget.weights) == set(range(1, elastic.max_visual_tokens + 1))
-    assert args.distillation == "llava" and elastic.fit_order == "coarse_to_fine" and elastic.fit_steps == 2000
+    assert args.distillation == "llava" and elastic.fit_order == "raster" and elastic.fit_steps == 2000
     assert lora.load_in_4bit == ("qlora" in path) and lora.lora_rank == 64
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 64 and args.max_steps == 2000
     assert (REPOSITORY / data.chat_template).is_file()

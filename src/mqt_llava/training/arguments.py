@@ -25,7 +25,7 @@ class ElasticArguments(LoadingArguments):
 
     llava_name_or_path: str = field(default="llava-hf/llava-1.5-7b-hf", metadata={"help": "The LLaVA."})
     fit_order: str = field(
-        default="coarse_to_fine", metadata={"help": "What the first queries show: coarse_to_fine or raster."}
+        default="raster", metadata={"help": "What the first queries show: raster or coarse_to_fine."}
     )
     fit_steps: int = field(default=1000, metadata={"help": "Steps of stage 0; with 0 the queries start at random."})
     fit_learning_rate: float = field(default=1e-3, metadata={"help": "Of stage 0."})

@@ -122,8 +122,8 @@ class ProjectorFitTrainer(Trainer):
         args, **kwargs: As in [`~transformers.Trainer`].
         teacher: The LLaVA.
         processor: Of the model.
-        order: What the first m of M queries show at the start: `"coarse_to_fine"`, the whole image and ever smaller
-            cells of it, or `"raster"`, equal cells row by row.
+        order: What the first m of M queries show at the start: `"raster"`, equal cells row by row, in which the
+            decoder has read the LLaVA's patches, or `"coarse_to_fine"`, the whole image and ever smaller cells of it.
 
     Raises:
         TypeError: The model is no MQT-LLaVA, or the teacher no LLaVA.
@@ -141,7 +141,7 @@ class ProjectorFitTrainer(Trainer):
         *,
         teacher: LlavaForConditionalGeneration,
         processor: MQTLlavaProcessor,
-        order: str = "coarse_to_fine",
+        order: str = "raster",
         **kwargs: Any,
     ):
         if not isinstance(model, MQTLlavaForConditionalGeneration):
