@@ -8,6 +8,7 @@ for what fails then tells nothing.
     python .ci/parts.py --names      as JSON, for the workflow
 """
 
+import contextlib
 import json
 import os
 import re
@@ -93,9 +94,10 @@ class Run:
         )
 
     def stop(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self.report()
+        print(f"{self.part.name}: stopped")
 
     def ended(self) -> bool:
         self.peak = max(self.peak, gigabytes_held(self.part))
@@ -148,6 +150,8 @@ def main(names: list[str]) -> int:
         return 0
     if unknown := sorted(set(names) - {part.name for part in PARTS}):
         sys.exit(f"No such part: {', '.join(unknown)}. There are: {', '.join(part.name for part in PARTS)}.")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit("Stopped."))
     start = time.monotonic()
     results, disk = run_all([part for part in PARTS if not names or part.name in names])
     print("\n".join(results[part][1] for part in PARTS if part in results))

@@ -56,7 +56,7 @@ SHOW_RESULTS = """() => {
     for (const chat of results.querySelectorAll("[role=log]")) chat.scrollTop = chat.scrollHeight;
 }"""
 
-Turns = list[tuple[str | None, str, str, str]]  # picture, question, answer, what it took
+Turns = list[tuple[str, str, str, str]]  # picture, question, answer, what it took
 
 
 @contextmanager
@@ -122,7 +122,8 @@ class Page:
 
     def change(self, path: str | None, turns: Turns):
         """What is left on the page when the picture changes."""
-        return show(about(path, turns)), about(path, turns), "", ""
+        kept = about(path, turns)
+        return show(kept), kept, "", ""
 
     def compare(self, path: str | None, question: str, numbers: list[int | str]):
         """A row for each number of visual tokens, as they come."""

@@ -27,8 +27,6 @@ COMMANDS = {
     "--figure docs/images/endurance.png",
     "explain/": "examples/explain.py --output docs/images/explain",
 }
-if (REPOSITORY / "benchmarks" / "results" / "elastic.jsonl").exists():
-    COMMANDS["elastic.png"] = "examples/fashion_mosaics/compare_elastic_report.py --figure docs/images/elastic.png"
 
 
 def main() -> None:

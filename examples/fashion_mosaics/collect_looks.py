@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--levels", type=int, nargs="+", help="visual tokens; 1, 2, 4, ... and M by default")
     parser.add_argument("--mosaics", type=int, default=2000)
     parser.add_argument("--places", type=int, default=16, help="first tokens of an answer that are kept")
-    parser.add_argument("--max-new-tokens", type=int, default=80)
+    parser.add_argument("--max-new-tokens", type=int, help="5 for each item of a mosaic by default")
     parser.add_argument("--batch-size", type=int, default=100, help="mosaics at once, and in a file")
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--data-folder", default=DATASET_FOLDER, help="folder with Fashion-MNIST's four files")
@@ -148,6 +148,8 @@ def main(argv: list[str] | None = None) -> None:
     model = MQTLlavaForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(args.model)
     testbed, most = TESTBEDS[args.testbed], model.config.max_visual_tokens
+    if args.max_new_tokens is None:
+        args.max_new_tokens = 5 * testbed.SIDE**2
     levels = args.levels or [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
     if levels[-1] != most:
         parser.error(f"--levels must end with {most}, M, whose answers the others are compared with.")

@@ -29,8 +29,8 @@ from mqt_llava.files.atomic_file import write_atomically
 LLAVA = Path(__file__).parents[2] / "model_cards" / "llava-tiny"
 BUDGETS = (1, 2, 4, 8, 16)
 SQUARES = (1, 4, 16)
-SCRATCH = ["--from_scratch", "true", "--trained_parts", "vision_tower", "resampler", "language_model"]
 EARLY = ["--early_share", 0.38]  # at M at first, as in train.py
+SCRATCH = ["--from_scratch", "true", "--trained_parts", "vision_tower", "resampler", "language_model"]
 SCRATCH += ["--list_share", 0.06, *EARLY]
 KL = ["--distillation", "llava"]
 FIT = [*KL, "--fit_steps", 600]
@@ -123,14 +123,14 @@ def main():
 
     llava = {"llava": str(args.llava)}
     kept(args.output / "study.json", {**llava, "share": args.share}, dict)
-    whole = kept(args.counts / "llava.json", llava, whole_training)["flops"]
+    whole = kept(args.counts / "llava.json", {**llava, "arguments": flags}, whole_training)["flops"]
 
     def run(name: str, seed: int) -> dict:
         if name == "llava":
             folder = args.output / f"{name}-{seed}"
             return {"variant": name, "seed": seed, "evaluation": evaluate(args, args.llava, folder, ["--seed", seed])}
         own = [*flags, "--llava", str(args.llava), *VARIANTS[name]]
-        counted = kept(args.counts / f"{name}.json", llava, lambda: count(own))
+        counted = kept(args.counts / f"{name}.json", {"arguments": list(map(str, own))}, lambda: count(own))
         total = (args.share + (name == "scratch_whole")) * whole
         steps = int((total - counted["fit_flops"]) / counted["step_flops"])
         if steps < 1:

@@ -1,7 +1,7 @@
 """
 Tables and figure of what compare_elastic.py has measured:
 
-    python examples/fashion_mosaics/compare_elastic_report.py --figure docs/images/elastic.png
+    python examples/fashion_mosaics/compare_elastic_report.py
 
 Prints the tables of docs/elasticize.md. Means over the seeds; differences by seed, with the 95% interval of Student's
 t, where there are several.
@@ -37,9 +37,7 @@ def read_accuracies(path: Path) -> dict[tuple[str, str, int], dict[int, float]]:
 
 
 def interval(values: list[float]) -> float:
-    """Half the width of the 95% interval of the mean; NaN for one value."""
-    if len(values) < 2:
-        return math.nan
+    """Half the width of the 95% interval of the mean, of two values or more."""
     return T_975[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
 
 
@@ -110,13 +108,13 @@ def to_differences(accuracies: dict, variant: str) -> list[list[str]]:
     rows = []
     for name, (m, other) in others.items():
         values = [differences(accuracies, (variant, m), other, kind) for kind in QUESTIONS]
-        if all(len(each) > 1 for each in values):
+        if other[0] != variant and all(len(each) > 1 for each in values):
             rows.append([f"`{variant}` - {name}", *map(cell, values)])
     return rows
 
 
 def main(argv: list[str] | None = None):
-    results = REPOSITORY / "benchmarks" / "results" / "elastic.jsonl"
+    results = REPOSITORY / "benchmarks" / "results" / "elastic_ranking.jsonl"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=results)
     parser.add_argument("--figure", type=Path, help="draw it there")

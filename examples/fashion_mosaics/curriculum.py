@@ -9,6 +9,7 @@ What is right is measured on held-out mosaics. The curve of it, lines of JSON, i
 that was stopped goes on with the region of its checkpoint.
 """
 
+import json
 import random
 import time
 from collections import defaultdict
@@ -20,6 +21,7 @@ import torch
 from transformers import TrainerCallback
 from wide_mosaics import QUESTION_KINDS, SIDE, Mosaic, ask_cells, draw_mosaic, load_items, to_messages
 
+from mqt_llava.files.atomic_file import write_atomically
 from mqt_llava.files.json_lines import append_json_lines, read_json_lines
 
 
@@ -73,9 +75,10 @@ def held_out(kind: str, region: int, data_folder: str, count: int = 32) -> list[
 @torch.no_grad()
 def judge(model, batch: dict, uncounted: torch.Tensor) -> torch.Tensor:
     """Of each token of right answers, but for what needs no looking: whether the model would have said it next."""
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     labels = batch["labels"][:, 1:]
     said = model(**{**batch, "labels": None}).logits[:, :-1].argmax(-1)
-    counted = (labels >= 0) & ~torch.isin(labels, uncounted)
+    counted = (labels >= 0) & ~torch.isin(labels, uncounted.to(labels.device))
     return (said == labels)[counted].float()
 
 
@@ -109,8 +112,9 @@ class CurveCallback(TrainerCallback):
     def resume(self, step: int) -> None:
         """Takes up what the curve says of a step, and forgets what came after it."""
         rows = [row for row in read_json_lines(self.path)[0] if row["step"] <= step]
-        self.path.unlink(missing_ok=True)
-        append_json_lines(self.path, rows)
+        if not rows and step >= self.every:
+            raise FileNotFoundError(f"{self.path} says nothing of step {step}, so what was asked then is not known.")
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         if rows:
             self.curriculum.stage, self.curriculum.region = rows[-1]["stage"], rows[-1]["region"]
             self.minutes = rows[-1]["minutes"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from compressors import CLASSES
-from mosaics import DATASET_FOLDER, GRAIN, QUESTION_KINDS, to_messages
+from mosaics import DATASET_FOLDER, QUESTION_KINDS, to_messages
 from testbeds import TESTBEDS
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
@@ -107,13 +107,13 @@ def main(argv: list[str] | None = None) -> dict:
     print(f"| question | {' | '.join(f'm = {budget}' for budget in args.num_visual_tokens)} | questions |")
     print(f"|---|{'---|' * (len(args.num_visual_tokens) + 1)}")
     for kind in args.kinds:
-        ask = QUESTION_KINDS[kind]
+        ask = testbed.QUESTION_KINDS[kind]
         questions = [(index, pair) for index, mosaic in enumerate(mosaics) for pair in ask(rng, mosaic, 1)]
         if not questions:  # of few mosaics none may show clearly most of anything
             continue
         scores = accuracies(model, processor, mosaics, kind, questions, args.num_visual_tokens)
         means = {budget: sum(values) / len(values) for budget, values in scores.items()}
-        results[kind] = {"grain": GRAIN.get(kind, "fine"), "questions": len(questions), "accuracy": means}
+        results[kind] = {"grain": testbed.GRAIN.get(kind, "fine"), "questions": len(questions), "accuracy": means}
         print(f"| {kind} | {' | '.join(f'{mean:.3f}' for mean in means.values())} | {len(questions)} |", flush=True)
     if args.output:
         text = json.dumps({"arguments": vars(args), "results": results}, indent=1) + "\n"

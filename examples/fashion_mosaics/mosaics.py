@@ -84,6 +84,8 @@ def draw_mosaic(rng: random.Random, items: dict[str, np.ndarray], rows: tuple[st
 
 
 def ask_positions(rng: random.Random, mosaic: Mosaic, count: int) -> list[tuple[str, str]]:
+    if mosaic.side != SIDE:
+        raise ValueError(f"`mosaic` has {mosaic.side} rows, but these places are those of {SIDE}.")
     questions = []
     for cell in rng.sample(range(SIDE * SIDE), count):
         row, column = divmod(cell, SIDE)

@@ -87,11 +87,19 @@ def run_all(args: argparse.Namespace, known: dict[str, list], run: Callable[[str
     """
     if unknown := sorted({*(args.variants or ())} - {*known}):
         sys.exit(f"--variants: there is no {', '.join(unknown)}, but {', '.join(known)}.")
+    facts["mosaics"] = args.mosaics
     results = args.output / "results.jsonl"
     done, _ = read_json_lines(results)
     for line in done:
         if others := {name: line.get(name) for name, fact in facts.items() if line.get(name) != fact}:
-            sys.exit(f"{results} is about {others}, but this call about {facts}: take another folder.")
+            sys.exit(
+                f"{results} is about {others}, but this call about { {name: facts[name] for name in others} }: take another folder."
+            )
+        arguments = known.get(line["variant"])
+        if line.get("arguments", arguments) != arguments:
+            sys.exit(
+                f"{results} has {line['variant']} by {line['arguments']}, which is not so here: take another folder."
+            )
     finished = {(line["variant"], line["seed"]) for line in done}
     facts |= {
         "hardware": torch.cuda.get_device_name() if args.device == "cuda" else platform.machine(),
@@ -100,6 +108,7 @@ def run_all(args: argparse.Namespace, known: dict[str, list], run: Callable[[str
     }
     with ThreadPoolExecutor(args.jobs) as pool:
         left = [(name, seed) for seed in args.seeds for name in args.variants or known if (name, seed) not in finished]
-        for run in as_completed([pool.submit(run, name, seed) for name, seed in left]):
-            append_json_lines(results, [{**run.result(), **facts}])
-            print(run.result()["variant"], run.result()["seed"], flush=True)
+        for future in as_completed([pool.submit(run, name, seed) for name, seed in left]):
+            result = future.result()
+            append_json_lines(results, [{**result, **facts}])
+            print(result["variant"], result["seed"], flush=True)

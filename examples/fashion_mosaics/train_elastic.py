@@ -1,11 +1,11 @@
 """
 Makes the LLaVA of train_llava.py elastic, in one of the ways that compare_elastic.py compares (minutes on two cores):
 
-    OMP_WAIT_POLICY=passive python examples/fashion_mosaics/train_elastic.py --llava runs/llava \
-        --fit_steps 600 --fit_order coarse_to_fine --distillation llava --output_dir runs/elastic
+    OMP_WAIT_POLICY=passive python examples/fashion_mosaics/train_elastic.py --fit_steps 600 --distillation llava \
+        --output_dir runs/elastic
 
-Decoder and compressor learn, the vision tower stays as it is; with `--from_scratch true` all of them start at random,
-in the stages of train.py. Called again with the same folder, it goes on from the last checkpoint.
+Decoder and compressor learn, the vision tower stays as it is; with `--from_scratch true` all of them start at random.
+Called again with the same folder, it goes on from the last checkpoint.
 """
 
 import copy
@@ -31,10 +31,12 @@ class ElasticTrainingArguments(TinyTrainingArguments):
     save_steps: int = 500
     lr_scheduler_type: str = "cosine"
     trained_parts: list[str] = field(default_factory=lambda: ["resampler", "language_model"])
-    llava: str = field(default="runs/llava", metadata={"help": "Folder of the LLaVA."})
+    llava: str = field(default="model_cards/llava-tiny", metadata={"help": "Folder of the LLaVA."})
     compressor: str = field(default="queries", metadata={"help": f"One of {', '.join(CLASSES)}."})
     max_visual_tokens: int = field(default=16, metadata={"help": "M."})
     from_scratch: bool = field(default=False, metadata={"help": "Whether to take no weights of the LLaVA."})
+    list_steps: int = field(default=0, init=False)
+    position_steps: int = field(default=0, init=False)
     list_share: float = field(default=0, metadata={"help": "Of the steps, those that list alone, at M."})
     early_share: float = field(default=0, metadata={"help": "Of the steps, those with fine questions alone, at M."})
     fit_steps: int = field(default=0, metadata={"help": "Steps of stage 0, which fits queries to the projector."})

@@ -49,6 +49,14 @@ class WideTrainingArguments(TinyTrainingArguments):
     embedding_scale: float = field(default=0.2, metadata={"help": "Of patches and their places at the start."})
     decoder_scale: float = field(default=0.08, metadata={"help": "Of the decoder's weights at the start."})
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.dataloader_num_workers:
+            raise ValueError(
+                f"`dataloader_num_workers` is {self.dataloader_num_workers}, but must be 0: a worker would not hear "
+                "what the curriculum asks next."
+            )
+
 
 class WideConversations(MosaicConversations):
     """Conversation i asks what the curriculum asks at the time."""
@@ -59,7 +67,7 @@ class WideConversations(MosaicConversations):
 
     def __getitem__(self, index: int) -> dict:
         # All of a batch are bare or none.
-        rng = random.Random(f"{self.args.seed}-{index // self.args.per_device_train_batch_size}")
+        rng = random.Random(f"{self.args.seed}-{index // self.args.train_batch_size}")
         share = {"cells": 1, "places": 0.25, "everything": 0.1}[self.curriculum.stage]
         bare = rng.random() < share
         return {"id": str(index), "bare": bare, "messages": self.conversation(index, bare=bare)}

@@ -28,6 +28,14 @@ def test_what_results_hold_is_not_run_again(tmp_path):
     assert run_all(tmp_path, runs, [1, 2]) == runs == [*first, ("plain", 2), ("better", 2)]
 
 
+def test_results_of_a_variant_as_it_was_are_refused(tmp_path):
+    run_all(tmp_path, [], [1])
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps({"variant": "better", "seed": 1, "mosaics": 1, "arguments": ["--m", 4]}) + "\n")
+    with pytest.raises(SystemExit, match=r"has better by \['--m', 4\], which is not so here"):
+        run_all(tmp_path, [], [1])
+
+
 def test_results_of_another_study_are_kept(tmp_path):
     run_all(tmp_path, [], [1], share=0.1)
     before = (tmp_path / "results.jsonl").read_bytes()

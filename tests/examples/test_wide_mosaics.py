@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from mqt_llava.files.json_lines import append_json_lines, read_json_lines
-from tests.builders.paths import REPOSITORY
+from tests.builders.paths import CHECKPOINT, REPOSITORY
 from tests.builders.scripts import load_script
 
 
@@ -121,6 +121,7 @@ def test_only_what_needs_looking_counts(curriculum):
     def model(**batch):
         return SimpleNamespace(logits=torch.nn.functional.one_hot(said, 10))
 
+    model.device = torch.device("cpu")
     assert curriculum.judge(model, {"labels": labels}, torch.tensor([1, 2])).tolist() == [1, 0]
 
 
@@ -236,3 +237,23 @@ def test_the_llava_becomes_elastic_and_is_judged(trained, dataset, tmp_path):
         list(map(str, [*argv, "--mosaics", 2, "--data-folder", dataset]))
     )
     assert set(results["position"]["accuracy"]) == {1, 64}
+
+
+def test_places_of_the_other_testbed_are_not_asked_about(wide, mosaic):
+    with pytest.raises(ValueError, match="`mosaic` has 8 rows, but these places are those of 4"):
+        wide.mosaics.ask_positions(random.Random(1), mosaic, 1)
+
+
+def test_evaluation_asks_the_questions_of_its_testbed(wide, dataset, tmp_path, monkeypatch):
+    evaluate, asked = load_script("examples/fashion_mosaics/evaluate.py"), []
+
+    def answer(model, processor, mosaics, kind, questions, budgets):
+        asked.extend(question for _, (question, _) in questions)
+        return {budget: [1.0] for budget in budgets}
+
+    monkeypatch.setattr(evaluate, "accuracies", answer)
+    argv = ["--model", CHECKPOINT, "--testbed", "wide_mosaics", "--kinds", "position", "row", "--mosaics", 2]
+    evaluate.main(list(map(str, [*argv, "--data-folder", dataset])))
+    places = [f"What is in {letter}{column}?" for letter in wide.LETTERS for column in range(1, 9)]
+    rows = [f"List the items in row {letter}." for letter in wide.LETTERS]
+    assert len(asked) == 4 and set(asked) <= {*places, *rows}
