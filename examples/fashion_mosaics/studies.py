@@ -92,9 +92,8 @@ def run_all(args: argparse.Namespace, known: dict[str, list], run: Callable[[str
     done, _ = read_json_lines(results)
     for line in done:
         if others := {name: line.get(name) for name, fact in facts.items() if line.get(name) != fact}:
-            sys.exit(
-                f"{results} is about {others}, but this call about { {name: facts[name] for name in others} }: take another folder."
-            )
+            ours = {name: facts[name] for name in others}
+            sys.exit(f"{results} is about {others}, but this call about {ours}: take another folder.")
         arguments = known.get(line["variant"])
         if line.get("arguments", arguments) != arguments:
             sys.exit(
