@@ -73,7 +73,7 @@ def accuracies(
             inputs["mm_encoder_outputs"] = {"image": encoded}
         for budget in budgets:
             choice = {"num_visual_tokens": budget} if is_elastic(model) else {}
-            generated = model.generate(**inputs, **choice, max_new_tokens=5 * len(mosaics[0].names))
+            generated = model.generate(**inputs, **choice, max_new_tokens=5 * mosaics[0].side ** 2)
             answers = processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             scores[budget] += [score(kind, answer, truth) for answer, (_, (_, truth)) in zip(answers, batch)]
     return scores
