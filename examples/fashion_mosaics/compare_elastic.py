@@ -38,7 +38,7 @@ COARSE = [*FIT, "--fit_order", "coarse_to_fine"]
 UNIFORM, LOG, POWERS = ["--budget", "UniformBudget(1, 16)"], ["--budget", "LogBudget(16)"], ["--budget", MOSTLY_POWERS]
 SANDWICH = ["--budget", "FixedBudget(1), UniformBudget(2, 15), FixedBudget(16)"]
 SQUARE = ["--budget", "WeightedBudget({1: 1, 4: 1, 16: 1})"]
-# Arguments of train_elastic.py by name. From `labels` on, each adds one thing to another.
+# Arguments of train_elastic.py by name. From `labels` on, each changes one thing of another.
 VARIANTS = {
     "llava": [],  # the teacher itself; a seed draws other mosaics to judge all by
     "scratch": [*SCRATCH, *UNIFORM],

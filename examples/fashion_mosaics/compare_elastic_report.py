@@ -8,13 +8,12 @@ t, where there are several.
 """
 
 import argparse
-import json
 import math
 import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from compare_report import QUESTIONS, REPOSITORY, draw_questions
+from compare_report import QUESTIONS, REPOSITORY, draw_questions, read_by_seed
 from matplotlib.figure import Figure
 
 from mqt_llava.plotting import BLUE, GRAY, GREEN, INK, ORANGE, in_style, new_figure, save_figure, visual_token_axis
@@ -24,16 +23,6 @@ M = 16
 SQUARES = (1, 4, 16)
 # Quantiles of Student's t at 97.5%, by degrees of freedom.
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-
-
-def read_accuracies(path: Path) -> dict[tuple[str, str, int], dict[int, float]]:
-    """Per cent of right answers by variant, kind of question and number of visual tokens; of each, by seed."""
-    accuracies = defaultdict(dict)
-    for run in map(json.loads, path.read_text().splitlines()):
-        for kind, figures in run["evaluation"].items():
-            for budget, accuracy in figures["accuracy"].items():
-                accuracies[run["variant"], kind, int(budget)][run["seed"]] = 100 * accuracy
-    return dict(accuracies)
 
 
 def interval(values: list[float]) -> float:
@@ -120,7 +109,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--figure", type=Path, help="draw it there")
     parser.add_argument("--best", default="fit", help="the variant that the figure shows")
     args = parser.parse_args(argv)
-    accuracies = read_accuracies(args.results)
+    accuracies = read_by_seed(args.results)
     variants = in_order(accuracies)
     print_table(["m = 1 / 4 / 16", *QUESTIONS], [to_row(accuracies, variant) for variant in variants])
     if rows := [row for variant in variants for row in to_differences(accuracies, variant)]:

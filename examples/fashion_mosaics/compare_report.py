@@ -31,15 +31,19 @@ QUESTIONS = {
 BUDGETS = (1, 2, 4, 8, 16)
 
 
-def read_accuracies(path: Path) -> dict[tuple[str, str, int], list[float]]:
-    """Per cent of right answers of each seed, by variant, kind of question and number of visual tokens."""
-    accuracies = defaultdict(list)
-    for line in path.read_text().splitlines():
-        run = json.loads(line)
+def read_by_seed(path: Path) -> dict[tuple[str, str, int], dict[int, float]]:
+    """Per cent of right answers by variant, kind of question and number of visual tokens; of each, by seed."""
+    accuracies = defaultdict(dict)
+    for run in map(json.loads, path.read_text().splitlines()):
         for kind, figures in run["evaluation"].items():
             for budget, accuracy in figures["accuracy"].items():
-                accuracies[run["variant"], kind, int(budget)].append(100 * accuracy)
-    return accuracies
+                accuracies[run["variant"], kind, int(budget)][run["seed"]] = 100 * accuracy
+    return dict(accuracies)
+
+
+def read_accuracies(path: Path) -> dict[tuple[str, str, int], list[float]]:
+    """The same, without the seeds."""
+    return {key: list(seeds.values()) for key, seeds in read_by_seed(path).items()}
 
 
 def cell(values: list[float]) -> str:

@@ -177,7 +177,7 @@ def checkpoints():
 
 def elasticize():
     report = load_script("examples/fashion_mosaics/compare_elastic_report.py")
-    found = report.read_accuracies(BENCHMARKS / "elastic_ranking.jsonl")
+    found = report.read_by_seed(BENCHMARKS / "elastic_ranking.jsonl")
     right = {key: fmean(seeds.values()) for key, seeds in found.items()}
     places = [kind for kind, (grain, _) in KINDS.items() if grain == "fine"]
     behind = [right["fit", kind, 16] - right["coarse", kind, 16] for kind in places]
