@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 
 from compressors import CLASSES
 from studies import evaluate, losses, run_all, study_parser, train_and_evaluate
@@ -26,6 +27,7 @@ from transformers import HfArgumentParser
 from mqt_llava.files.atomic_file import write_atomically
 
 
+ONE_AT_A_TIME = Lock()  # `from_pretrained` puts all threads' new parameters on one device
 LLAVA = Path(__file__).parents[2] / "model_cards" / "llava-tiny"
 BUDGETS = (1, 2, 4, 8, 16)
 SQUARES = (1, 4, 16)
@@ -38,6 +40,7 @@ COARSE = [*FIT, "--fit_order", "coarse_to_fine"]
 UNIFORM, LOG, POWERS = ["--budget", "UniformBudget(1, 16)"], ["--budget", "LogBudget(16)"], ["--budget", MOSTLY_POWERS]
 SANDWICH = ["--budget", "FixedBudget(1), UniformBudget(2, 15), FixedBudget(16)"]
 SQUARE = ["--budget", "WeightedBudget({1: 1, 4: 1, 16: 1})"]
+NESTED = ["--fit_steps", 2400, "--fit_levels", 4, 8, "--budget", "WeightedBudget({1: 1, 2: 1, 4: 3, 8: 3, 16: 3})"]
 # Arguments of train_elastic.py by name. From `labels` on, each changes one thing of another.
 VARIANTS = {
     "llava": [],  # the teacher itself; a seed draws other mosaics to judge all by
@@ -51,6 +54,11 @@ VARIANTS = {
     "coarse": [*COARSE, *UNIFORM],
     "fit_log": [*FIT, *LOG],
     "fit_powers": [*FIT, *POWERS],
+    "fit_squares": [*FIT, *SQUARE],
+    "fit_labels": ["--fit_steps", 600, *POWERS],  # `fit_powers` without the teacher
+    "nested": NESTED,
+    "nested_lists": [*NESTED, "--mostly_lists_share", 0.4],
+    "nested_kl": [*NESTED, *KL],
     "fit_sandwich": [*FIT, *SANDWICH],
     "fit_sandwich_self": [*FIT, *SANDWICH, "--distillation", "self"],
     **{f"qt_{m}": [*FIT, "--max_visual_tokens", m, "--budget", f"FixedBudget({m})"] for m in SQUARES},
@@ -95,9 +103,10 @@ def count(own: list) -> dict[str, float]:
 
 def kept(path: Path, key: dict, make: Callable[[], dict]) -> dict:
     """What was made for a key, out of a file or into it."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({"key": key, **make()}))
+    with ONE_AT_A_TIME:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps({"key": key, **make()}))
     found = json.loads(path.read_text())
     if found["key"] != key:
         sys.exit(f"{path} is about {found['key']}, but this call about {key}: take another folder.")

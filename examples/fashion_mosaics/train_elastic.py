@@ -38,9 +38,13 @@ class ElasticTrainingArguments(TinyTrainingArguments):
     list_steps: int = field(default=0, init=False)
     position_steps: int = field(default=0, init=False)
     list_share: float = field(default=0, metadata={"help": "Of the steps, those that list alone, at M."})
+    mostly_lists_share: float = field(default=0, metadata={"help": "Of the steps, those that list far more often."})
     early_share: float = field(default=0, metadata={"help": "Of the steps, those with fine questions alone, at M."})
     fit_steps: int = field(default=0, metadata={"help": "Steps of stage 0, which fits queries to the projector."})
     fit_order: str = field(default="raster", metadata={"help": "Of the queries: raster or coarse_to_fine."})
+    fit_levels: list[int] = field(
+        default_factory=list, metadata={"help": "Numbers of tokens that stage 0 makes hold the whole image."}
+    )
     fit_learning_rate: float = field(default=3e-3, metadata={"help": "Of stage 0."})
 
     def __post_init__(self):
@@ -48,6 +52,15 @@ class ElasticTrainingArguments(TinyTrainingArguments):
         self.position_steps = int(self.early_share * self.max_steps)
         super().__post_init__()
         self.lr_scheduler_kwargs = {}
+
+
+class ElasticConversations(MosaicConversations):
+    """With more lists at first, whose answers say most per word."""
+
+    def fine_questions(self, step: int) -> list[tuple[str, int]]:
+        if step < self.args.mostly_lists_share * self.args.max_steps:
+            return [*[("list", 1)] * 3, ("row", 4), ("column", 4), ("position", 6)]
+        return super().fine_questions(step)
 
 
 def load(args: ElasticTrainingArguments) -> tuple[LlavaForConditionalGeneration, MQTLlavaProcessor]:
@@ -68,11 +81,12 @@ def fit_trainer(
         learning_rate=args.fit_learning_rate,
         batch_size=args.per_device_train_batch_size,
     )
-    dataset = MosaicConversations(copy.copy(args))
+    dataset = ElasticConversations(copy.copy(args))
     dataset.args.seed, dataset.args.max_steps = args.seed + 1000, args.fit_steps
     return ProjectorFitTrainer(
-        model, fit_args, teacher=llava, processor=processor, order=args.fit_order, train_dataset=dataset
-    )
+        model, fit_args, teacher=llava, processor=processor, order=args.fit_order, levels=args.fit_levels,
+        train_dataset=dataset,
+    )  # fmt: skip
 
 
 def build_trainers(args: ElasticTrainingArguments) -> tuple[ProjectorFitTrainer | None, Callable[[], MQTLlavaTrainer]]:
@@ -87,7 +101,7 @@ def build_trainers(args: ElasticTrainingArguments) -> tuple[ProjectorFitTrainer 
         if args.distillation == "llava":
             # The decoder learns in full, so its teacher needs weights of its own.
             teacher = LlavaForConditionalGeneration.from_pretrained(args.llava)
-        dataset = MosaicConversations(args)
+        dataset = ElasticConversations(args)
         return MQTLlavaTrainer(model, args, collator(processor, args), teacher=teacher, train_dataset=dataset)
 
     return first, build_trainer

@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None):
             teacher=llava,
             processor=processor,
             order=elastic_args.fit_order,
+            levels=elastic_args.fit_levels,
             train_dataset=dataset,
         )
         stage_0.train()

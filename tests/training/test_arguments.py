@@ -125,6 +125,7 @@ def test_ready_settings_of_an_elastic_llava(path):
     (budget,) = parse_budget(data.budget)
     assert set(budget.weights) == set(range(1, elastic.max_visual_tokens + 1))
     assert args.distillation == "llava" and elastic.fit_order == "raster" and elastic.fit_steps == 2000
+    assert elastic.fit_levels == [64, 128]
     assert lora.load_in_4bit == ("qlora" in path) and lora.lora_rank == 64
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 64 and args.max_steps == 2000
     assert (REPOSITORY / data.chat_template).is_file()

@@ -46,13 +46,13 @@ def build(llava, processor, rows, folder, model=None, **kwargs):
         "lr_scheduler_type": "constant",
     }
     settings |= {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no"}
-    order = {"order": kwargs.pop("order")} if "order" in kwargs else {}
+    own = {name: kwargs.pop(name) for name in ("order", "levels") if name in kwargs}
     if model is None:
         torch.manual_seed(0)
         model = MQTLlavaForConditionalGeneration.from_llava(llava, max_visual_tokens=4)
     args = TrainingArguments(str(folder), **{**settings, **kwargs})
     dataset = ConversationDataset(rows)
-    return model, ProjectorFitTrainer(model, args, teacher=llava, processor=processor, train_dataset=dataset, **order)
+    return model, ProjectorFitTrainer(model, args, teacher=llava, processor=processor, train_dataset=dataset, **own)
 
 
 def losses(trainer) -> list[float]:
@@ -116,6 +116,27 @@ def test_it_learns_and_changes_the_query_transformer_alone(llava, processor, row
     assert (token[0] - mean).norm() < 0.5 * mean.norm()
 
 
+def test_with_levels_the_first_tokens_learn_what_the_rest_say(llava, processor, rows, tmp_path):
+    _, trainer = build(llava, processor, rows, tmp_path, levels=[2], max_steps=300)
+    fit, batch = trainer.model, trainer.data_collator(rows[:-1])
+
+    @torch.no_grad()
+    def share() -> float:
+        """Of the variance of the projector's tokens, what the readers leave; 0.3 of it is in the loss."""
+        tokens = torch.stack(list(llava.get_image_features(batch["pixel_values"]).pooler_output))
+        visual_tokens = torch.stack(fit.teacher.base.get_image_features(batch["pixel_values"]).pooler_output)
+        error, readers = fit.readers(visual_tokens, fit.pooling @ tokens), fit.readers
+        share = error / (tokens - tokens.mean((0, 1))).square().mean()
+        whole, fit.readers = fit(**batch)["loss"], None
+        torch.testing.assert_close(whole, fit(**batch)["loss"] + 0.3 * share)
+        fit.readers = readers
+        return float(share)
+
+    before = share()
+    trainer.train()
+    assert share() < 0.4 * before
+
+
 def test_queries_start_at_their_cells(llava, processor, rows, tmp_path):
     """The raster is the table's own order, so there they stay."""
     model = MQTLlavaForConditionalGeneration.from_llava(llava, max_visual_tokens=16)
@@ -128,11 +149,12 @@ def test_queries_start_at_their_cells(llava, processor, rows, tmp_path):
 
 
 def test_resumed_to_the_bit_from_a_checkpoint_of_the_query_transformer(llava, processor, rows, tmp_path):
-    settings = {"save_strategy": "steps", "save_steps": 4}
+    settings = {"save_strategy": "steps", "save_steps": 4, "levels": [1, 2]}
     whole, trainer = build(llava, processor, rows, tmp_path / "whole", **settings)
     trainer.train()
     saved = load_file(tmp_path / "whole" / "checkpoint-4" / "model.safetensors")
-    assert saved.keys() == {f"resampler.{name}" for name in whole.model.resampler.state_dict()}
+    readers = {f"readers.maps.{offset}" for offset in (1, 2, 3)}
+    assert saved.keys() == readers | {f"resampler.{name}" for name in whole.model.resampler.state_dict()}
     resumed, trainer = build(llava, processor, rows, tmp_path / "resumed", **settings)
     trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
     for name, value in whole.model.resampler.state_dict().items():

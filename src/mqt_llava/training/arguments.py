@@ -27,6 +27,10 @@ class ElasticArguments(LoadingArguments):
     fit_order: str = field(
         default="raster", metadata={"help": "What the first queries show: raster or coarse_to_fine."}
     )
+    fit_levels: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Numbers of visual tokens below M that stage 0 makes hold the whole image, such as M / 4."},
+    )
     fit_steps: int = field(default=1000, metadata={"help": "Steps of stage 0; with 0 the queries start at random."})
     fit_learning_rate: float = field(default=1e-3, metadata={"help": "Of stage 0."})
     fit_batch_size: int = field(default=64, metadata={"help": "Conversations per device and step in stage 0."})

@@ -4,6 +4,7 @@ projector makes of the image, averaged over a cell of it for each query.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,15 @@ from ..models.modeling_mqt_llava import MQTLlavaForConditionalGeneration
 from ..models.processing_compressed_llava import load_rgb
 from ..models.processing_mqt_llava import MQTLlavaProcessor
 from .collator import blank_image
+from .nested_readers import NestedReaders
 from .query_cells import pooling_weights
 from .records import read_record
 from .teachers import SharedTeacher, check_is_llava
+
+
+# Of the error of what the first tokens say of other cells, beside that of their own: as a share of the variance, four
+# times as large, and not to be bought with what the decoder reads at M.
+NESTED_WEIGHT = 0.3
 
 
 def fit_arguments(
@@ -76,6 +83,7 @@ class ProjectorFit(nn.Module):
         llava: Whose projector gives the targets, from the patches of the model's own vision tower.
         processor: Of the model.
         order: Of the cells, a name in [`ORDERS`].
+        levels: As in [`ProjectorFitTrainer`].
     """
 
     def __init__(
@@ -84,6 +92,7 @@ class ProjectorFit(nn.Module):
         llava: LlavaForConditionalGeneration,
         processor: MQTLlavaProcessor,
         order: str,
+        levels: Sequence[int],
     ):
         super().__init__()
         self.resampler = model.model.resampler.requires_grad_(True)
@@ -92,6 +101,8 @@ class ProjectorFit(nn.Module):
         self.num_patches = self.teacher.num_visual_tokens(blank_image(processor)["pixel_values"])
         pooling = pooling_weights(order, len(self.resampler.query), math.isqrt(self.num_patches))
         self.register_buffer("pooling", pooling, persistent=False)
+        width, num_queries = self.resampler.proj.out_features, len(self.resampler.query)
+        self.readers = NestedReaders(num_queries, width, levels) if levels else None
 
     @torch.no_grad()
     def place_queries(self) -> None:
@@ -106,7 +117,10 @@ class ProjectorFit(nn.Module):
             tokens = self.teacher.projector(patches).float()
         visual_tokens = self.resampler(patches)
         with torch.autocast(tokens.device.type, enabled=False):  # which would round the sums
-            error = (visual_tokens.float() - self.pooling @ tokens).square().mean()
+            visual_tokens, cells = visual_tokens.float(), self.pooling @ tokens
+            error = (visual_tokens - cells).square().mean()
+            if self.readers is not None:
+                error = error + NESTED_WEIGHT * self.readers(visual_tokens, cells)
             variance = (tokens - tokens.mean((0, 1))).square().mean()
         return {"loss": error / variance * has_images}
 
@@ -124,11 +138,13 @@ class ProjectorFitTrainer(Trainer):
         processor: Of the model.
         order: What the first m of M queries show at the start: `"raster"`, equal cells row by row, in which the
             decoder has read the LLaVA's patches, or `"coarse_to_fine"`, the whole image and ever smaller cells of it.
+        levels: Numbers of tokens below M, such as M / 4 and M / 2, whose tokens are also to hold the cells of all
+            others, in [`NestedReaders`]; 0.3 times their mean squared error is added to the loss.
 
     Raises:
-        TypeError: The model is no MQT-LLaVA, or the teacher no LLaVA.
-        ValueError: The projector reads other patches than the model's vision tower gives, there is no such order, or
-            the training is to be sharded.
+        TypeError: The model is no MQT-LLaVA, the teacher no LLaVA, or a level no integer.
+        ValueError: The projector reads other patches than the model's vision tower gives, there is no such order, a
+            level is not below M, or the training is to be sharded.
     """
 
     model: Any  # a [`ProjectorFit`]
@@ -142,13 +158,14 @@ class ProjectorFitTrainer(Trainer):
         teacher: LlavaForConditionalGeneration,
         processor: MQTLlavaProcessor,
         order: str = "raster",
+        levels: Sequence[int] = (),
         **kwargs: Any,
     ):
         if not isinstance(model, MQTLlavaForConditionalGeneration):
             raise TypeError(f"`model` is a {type(model).__name__}, but must be an MQTLlavaForConditionalGeneration.")
         check_is_llava(teacher)
         args.remove_unused_columns = False  # the collator reads them
-        fit = ProjectorFit(model, teacher, processor, order)
+        fit = ProjectorFit(model, teacher, processor, order, levels)
         super().__init__(fit, args, data_collator=ImageCollator(processor), **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
