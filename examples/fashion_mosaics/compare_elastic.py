@@ -40,7 +40,9 @@ COARSE = [*FIT, "--fit_order", "coarse_to_fine"]
 UNIFORM, LOG, POWERS = ["--budget", "UniformBudget(1, 16)"], ["--budget", "LogBudget(16)"], ["--budget", MOSTLY_POWERS]
 SANDWICH = ["--budget", "FixedBudget(1), UniformBudget(2, 15), FixedBudget(16)"]
 SQUARE = ["--budget", "WeightedBudget({1: 1, 4: 1, 16: 1})"]
-NESTED = ["--fit_steps", 2400, "--fit_levels", 4, 8, "--budget", "WeightedBudget({1: 1, 2: 1, 4: 3, 8: 3, 16: 3})"]
+NESTED = ["--fit_steps", 2400, "--fit_levels", 4, 8]
+STABLE = ["--lr_scheduler_type", "warmup_stable_decay"]
+MOSTLY_LARGE = ["--budget", "WeightedBudget({1: 1, 2: 1, 4: 3, 8: 3, 16: 3})"]
 # Arguments of train_elastic.py by name. From `labels` on, each changes one thing of another.
 VARIANTS = {
     "llava": [],  # the teacher itself; a seed draws other mosaics to judge all by
@@ -56,12 +58,15 @@ VARIANTS = {
     "fit_powers": [*FIT, *POWERS],
     "fit_squares": [*FIT, *SQUARE],
     "fit_labels": ["--fit_steps", 600, *POWERS],  # `fit_powers` without the teacher
-    "nested": NESTED,
-    "nested_lists": [*NESTED, "--mostly_lists_share", 0.4],
-    "nested_kl": [*NESTED, *KL],
+    "nested": [*NESTED, *MOSTLY_LARGE],
+    "nested_lists": [*NESTED, *MOSTLY_LARGE, "--mostly_lists_share", 0.4],
+    "nested_stable": [*NESTED, *MOSTLY_LARGE, *STABLE],
+    "nested_stable_4": [*NESTED, *STABLE, "--budget", "WeightedBudget({1: 1, 2: 1, 4: 6, 8: 3, 16: 4})"],
+    "nested_kl": [*NESTED, *MOSTLY_LARGE, *KL],
     "fit_sandwich": [*FIT, *SANDWICH],
     "fit_sandwich_self": [*FIT, *SANDWICH, "--distillation", "self"],
-    **{f"qt_{m}": [*FIT, "--max_visual_tokens", m, "--budget", f"FixedBudget({m})"] for m in SQUARES},
+    # As `nested`, but for one number of tokens alone.
+    **{f"qt_{m}": [*NESTED, "--budget", f"FixedBudget({m})"] for m in SQUARES},
     "average_pooling": [*KL, "--compressor", "average_pooling", *SQUARE],
     "scaled_image": [*KL, "--compressor", "scaled_image", *SQUARE],
 }

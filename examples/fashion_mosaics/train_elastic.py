@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from compressors import CLASSES, make_elastic
 from train import MosaicConversations, TinyTrainingArguments, collator
 from train_llava import build_llava
-from transformers import AutoTokenizer, HfArgumentParser, LlavaForConditionalGeneration, set_seed
+from transformers import AutoTokenizer, HfArgumentParser, LlavaForConditionalGeneration, SchedulerType, set_seed
 
 from mqt_llava import MQTLlavaForConditionalGeneration, MQTLlavaProcessor
 from mqt_llava.training import MQTLlavaTrainer, ProjectorFitTrainer, fit_arguments, last_complete_checkpoint
@@ -51,7 +51,8 @@ class ElasticTrainingArguments(TinyTrainingArguments):
         self.list_steps = int(self.list_share * self.max_steps)
         self.position_steps = int(self.early_share * self.max_steps)
         super().__post_init__()
-        self.lr_scheduler_kwargs = {}
+        stable = self.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY
+        self.lr_scheduler_kwargs = {"num_decay_steps": self.max_steps // 4, "decay_type": "linear"} if stable else {}
 
 
 class ElasticConversations(MosaicConversations):
