@@ -41,7 +41,6 @@ UNIFORM, LOG, POWERS = ["--budget", "UniformBudget(1, 16)"], ["--budget", "LogBu
 SANDWICH = ["--budget", "FixedBudget(1), UniformBudget(2, 15), FixedBudget(16)"]
 SQUARE = ["--budget", "WeightedBudget({1: 1, 4: 1, 16: 1})"]
 NESTED = ["--fit_steps", 2400, "--fit_levels", 4, 8]
-STABLE = ["--lr_scheduler_type", "warmup_stable_decay"]
 MOSTLY_LARGE = ["--budget", "WeightedBudget({1: 1, 2: 1, 4: 3, 8: 3, 16: 3})"]
 # Arguments of train_elastic.py by name. From `labels` on, each changes one thing of another.
 VARIANTS = {
@@ -59,9 +58,8 @@ VARIANTS = {
     "fit_squares": [*FIT, *SQUARE],
     "fit_labels": ["--fit_steps", 600, *POWERS],  # `fit_powers` without the teacher
     "nested": [*NESTED, *MOSTLY_LARGE],
-    "nested_lists": [*NESTED, *MOSTLY_LARGE, "--mostly_lists_share", 0.4],
-    "nested_stable": [*NESTED, *MOSTLY_LARGE, *STABLE],
-    "nested_stable_4": [*NESTED, *STABLE, "--budget", "WeightedBudget({1: 1, 2: 1, 4: 6, 8: 3, 16: 4})"],
+    "no_levels": ["--fit_steps", 2400, *MOSTLY_LARGE],
+    "nested_stable": [*NESTED, *MOSTLY_LARGE, "--lr_scheduler_type", "warmup_stable_decay"],
     "nested_kl": [*NESTED, *MOSTLY_LARGE, *KL],
     "fit_sandwich": [*FIT, *SANDWICH],
     "fit_sandwich_self": [*FIT, *SANDWICH, "--distillation", "self"],

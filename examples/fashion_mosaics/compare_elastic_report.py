@@ -81,11 +81,11 @@ def in_order(accuracies: dict) -> list[str]:
     return sorted(means, key=lambda name: (name != "llava", name in rest, -statistics.mean(means[name])))
 
 
-def to_row(accuracies: dict, variant: str) -> list[str]:
-    """By kind the means at 1, 4 and 16 tokens, or at the number that it has."""
+def to_row(accuracies: dict, variant: str, budgets: tuple[int, ...] = SQUARES) -> list[str]:
+    """By kind the means at these numbers of tokens, or at the one that it has."""
     row = [f"`{variant}`"]
     for kind in QUESTIONS:
-        found = [accuracies.get((variant, kind, m)) for m in (*SQUARES, 64)]
+        found = [accuracies.get((variant, kind, m)) for m in (*budgets, 64)]
         row.append(" / ".join(f"{statistics.mean(seeds.values()):.1f}" for seeds in found if seeds))
     return row
 
@@ -106,12 +106,14 @@ def main(argv: list[str] | None = None):
     results = REPOSITORY / "benchmarks" / "results" / "elastic_ranking.jsonl"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=results)
+    parser.add_argument("--budgets", type=int, nargs="+", default=SQUARES, help="numbers of tokens in the table")
     parser.add_argument("--figure", type=Path, help="draw it there")
     parser.add_argument("--best", default="fit", help="the variant that the figure shows")
     args = parser.parse_args(argv)
     accuracies = read_by_seed(args.results)
     variants = in_order(accuracies)
-    print_table(["m = 1 / 4 / 16", *QUESTIONS], [to_row(accuracies, variant) for variant in variants])
+    head = f"m = {' / '.join(map(str, args.budgets))}"
+    print_table([head, *QUESTIONS], [to_row(accuracies, variant, args.budgets) for variant in variants])
     if rows := [row for variant in variants for row in to_differences(accuracies, variant)]:
         print_table(["difference", *QUESTIONS], rows)
     if args.figure:

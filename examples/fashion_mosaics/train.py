@@ -114,13 +114,9 @@ class MosaicConversations(torch.utils.data.Dataset):
             # Coarse questions come first, for their answers could be read off a listing.
             coarse = [*ask["presence"](rng, mosaic, 3), *ask["most"](rng, mosaic, 1)]
             rng.shuffle(coarse)
-            kind, count = rng.choice(self.fine_questions(step))
+            kind, count = rng.choice([("list", 1), ("row", 4), ("column", 4), *[("position", 6)] * 2])
             questions = [*coarse[: rng.randrange(4)], *ask[kind](rng, mosaic, count)]
         return to_messages(mosaic.image, questions)
-
-    def fine_questions(self, step: int) -> list[tuple[str, int]]:
-        """Kinds and numbers of questions, one of which is drawn beside coarse ones."""
-        return [("list", 1), ("row", 4), ("column", 4), *[("position", 6)] * 2]
 
 
 class StagedCollator(BudgetCollator):

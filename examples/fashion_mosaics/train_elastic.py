@@ -38,7 +38,6 @@ class ElasticTrainingArguments(TinyTrainingArguments):
     list_steps: int = field(default=0, init=False)
     position_steps: int = field(default=0, init=False)
     list_share: float = field(default=0, metadata={"help": "Of the steps, those that list alone, at M."})
-    mostly_lists_share: float = field(default=0, metadata={"help": "Of the steps, those that list far more often."})
     early_share: float = field(default=0, metadata={"help": "Of the steps, those with fine questions alone, at M."})
     fit_steps: int = field(default=0, metadata={"help": "Steps of stage 0, which fits queries to the projector."})
     fit_order: str = field(default="raster", metadata={"help": "Of the queries: raster or coarse_to_fine."})
@@ -53,15 +52,6 @@ class ElasticTrainingArguments(TinyTrainingArguments):
         super().__post_init__()
         stable = self.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY
         self.lr_scheduler_kwargs = {"num_decay_steps": self.max_steps // 4, "decay_type": "linear"} if stable else {}
-
-
-class ElasticConversations(MosaicConversations):
-    """With more lists at first, whose answers say most per word."""
-
-    def fine_questions(self, step: int) -> list[tuple[str, int]]:
-        if step < self.args.mostly_lists_share * self.args.max_steps:
-            return [*[("list", 1)] * 3, ("row", 4), ("column", 4), ("position", 6)]
-        return super().fine_questions(step)
 
 
 def load(args: ElasticTrainingArguments) -> tuple[LlavaForConditionalGeneration, MQTLlavaProcessor]:
@@ -82,7 +72,7 @@ def fit_trainer(
         learning_rate=args.fit_learning_rate,
         batch_size=args.per_device_train_batch_size,
     )
-    dataset = ElasticConversations(copy.copy(args))
+    dataset = MosaicConversations(copy.copy(args))
     dataset.args.seed, dataset.args.max_steps = args.seed + 1000, args.fit_steps
     return ProjectorFitTrainer(
         model, fit_args, teacher=llava, processor=processor, order=args.fit_order, levels=args.fit_levels,
@@ -102,7 +92,7 @@ def build_trainers(args: ElasticTrainingArguments) -> tuple[ProjectorFitTrainer 
         if args.distillation == "llava":
             # The decoder learns in full, so its teacher needs weights of its own.
             teacher = LlavaForConditionalGeneration.from_pretrained(args.llava)
-        dataset = ElasticConversations(args)
+        dataset = MosaicConversations(args)
         return MQTLlavaTrainer(model, args, collator(processor, args), teacher=teacher, train_dataset=dataset)
 
     return first, build_trainer

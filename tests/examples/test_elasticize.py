@@ -89,7 +89,10 @@ def test_in_4_bits_what_was_trained_is_saved(llava):
     [
         (["--fit_steps", -1], "`fit_steps` is -1, but must be 0 or more"),
         (["--fit_order", "spiral"], "`fit_order` is 'spiral', but must be one of raster, coarse_to_fine"),
-        (["--fit_levels", 16, *LORA], "`levels` holds 16, but must be numbers of tokens below all 16"),
+        (
+            ["--fit_levels", 16, *LORA],
+            r"`fit_levels` is \[16\], but must be a list of .* which is 16",
+        ),
         (["--chat_template", "nowhere.jinja", *LORA], "`chat_template` is 'nowhere.jinja', but must be a Jinja file"),
         (["--trained_parts", "language_model"], "`trained_parts` names language_model and `lora_rank` is 0"),
         (["--budget", "UniformBudget(1, 17)", *LORA], "`budget` draws up to 17 visual tokens"),

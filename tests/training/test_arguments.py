@@ -123,12 +123,20 @@ def test_ready_settings_of_an_elastic_llava(path):
     classes = (ElasticArguments, DataArguments, load_recipe("finetune").LoraArguments, MQTLlavaTrainingArguments)
     elastic, data, lora, args = parse_arguments(*classes, argv=[str(RECIPES / path), "--use_cpu", "true"])
     (budget,) = parse_budget(data.budget)
-    assert set(budget.weights) == set(range(1, elastic.max_visual_tokens + 1))
+    assert budget.weights[elastic.max_visual_tokens] == max(budget.weights.values())
     assert args.distillation == "llava" and elastic.fit_order == "raster" and elastic.fit_steps == 2000
     assert elastic.fit_levels == [64, 128]
     assert lora.load_in_4bit == ("qlora" in path) and lora.lora_rank == 64
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 64 and args.max_steps == 2000
     assert (REPOSITORY / data.chat_template).is_file()
+
+
+@pytest.mark.parametrize("levels", ["64", "[0]", "[256]", "[a]"])
+def test_levels_of_stage_0_are_a_list_of_numbers_below_all(tmp_path, levels):
+    """In a file, which nobody has held against the types."""
+    (tmp_path / "recipe.yaml").write_text(f"max_visual_tokens: 256\nfit_levels: {levels}\n")
+    with pytest.raises(ValueError, match="`fit_levels` is .*, but must be a list of numbers of visual tokens below"):
+        parse_arguments(ElasticArguments, argv=[str(tmp_path / "recipe.yaml")])
 
 
 def test_four_bits_need_adapters():

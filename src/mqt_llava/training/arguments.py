@@ -40,6 +40,13 @@ class ElasticArguments(LoadingArguments):
             raise ValueError(f"`fit_steps` is {self.fit_steps}, but must be 0 or more.")
         if self.fit_order not in ORDERS:
             raise ValueError(f"`fit_order` is {self.fit_order!r}, but must be one of {', '.join(ORDERS)}.")
+        # What comes from a file may be no list.
+        levels = self.fit_levels if isinstance(self.fit_levels, list) else [None]
+        if not all(isinstance(level, int) and 0 < level < self.max_visual_tokens for level in levels):
+            raise ValueError(
+                f"`fit_levels` is {self.fit_levels!r}, but must be a list of numbers of visual tokens below "
+                f"`max_visual_tokens`, which is {self.max_visual_tokens}."
+            )
 
 
 @dataclass
