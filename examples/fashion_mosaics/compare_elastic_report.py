@@ -1,7 +1,9 @@
-"""
+r"""
 Tables and figure of what compare_elastic.py has measured:
 
     python examples/fashion_mosaics/compare_elastic_report.py
+    python examples/fashion_mosaics/compare_elastic_report.py \
+        --results benchmarks/results/elastic.jsonl --budgets 1 4 8 16
 
 Prints the tables of docs/elasticize.md. Means over the seeds; differences by seed, with the 95% interval of Student's
 t, where there are several.
@@ -19,6 +21,7 @@ from matplotlib.figure import Figure
 from mqt_llava.plotting import BLUE, GRAY, GREEN, INK, ORANGE, in_style, new_figure, save_figure, visual_token_axis
 
 
+RESULTS = REPOSITORY / "benchmarks" / "results"
 M = 16
 SQUARES = (1, 4, 16)
 # Quantiles of Student's t at 97.5%, by degrees of freedom.
@@ -103,9 +106,8 @@ def to_differences(accuracies: dict, variant: str) -> list[list[str]]:
 
 
 def main(argv: list[str] | None = None):
-    results = REPOSITORY / "benchmarks" / "results" / "elastic_ranking.jsonl"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=results)
+    parser.add_argument("--results", type=Path, default=RESULTS / "elastic_ranking.jsonl")
     parser.add_argument("--budgets", type=int, nargs="+", default=SQUARES, help="numbers of tokens in the table")
     parser.add_argument("--figure", type=Path, help="draw it there")
     parser.add_argument("--best", default="fit", help="the variant that the figure shows")

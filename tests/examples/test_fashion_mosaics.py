@@ -172,8 +172,13 @@ def test_comparison_is_reported(name, page, num_tables, tmp_path, capsys):
 
 def test_the_page_has_the_ranking_of_elastic_trainings(capsys):
     pytest.importorskip("matplotlib")
-    load_script("examples/fashion_mosaics/compare_elastic_report.py").main([])
-    assert capsys.readouterr().out.strip() in (REPOSITORY / "docs" / "elasticize.md").read_text()
+    report = load_script("examples/fashion_mosaics/compare_elastic_report.py")
+    page = (REPOSITORY / "docs" / "elasticize.md").read_text()
+    report.main([])
+    assert capsys.readouterr().out.strip() in page
+    report.main(["--results", str(report.RESULTS / "elastic.jsonl"), "--budgets", "1", "4", "8", "16"])
+    means, *_ = capsys.readouterr().out.strip().split("\n\n")
+    assert means in page
 
 
 def run_when_pasted(page: str, capsys) -> tuple[list[str], list[str]]:
