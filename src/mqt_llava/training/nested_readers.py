@@ -1,8 +1,8 @@
 """
 What makes the first tokens hold the whole image: all M are read off the first m of them.
 
-A query that looks at its own cell alone says nothing of the others, and attention as sharp as that hardly moves in the
-training to come. So stage 0 asks, with maps that are thrown away, for what the cells of later queries look like.
+A query that is fitted to its own cell tells little of the others, and the training to come changes that slowly. So
+stage 0 asks, with maps that are thrown away, for what the cells of later queries look like.
 """
 
 from collections.abc import Sequence
