@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None):
         )
         stage_0.train()
         stage_0.save_state()
+        del stage_0  # and the memory of its optimizer
     if lora_args.lora_rank:
         model = add_adapters(model, lora_args, args.trained_parts)
     teacher = llava if args.distillation == "llava" else None

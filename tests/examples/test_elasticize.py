@@ -61,7 +61,18 @@ def test_a_llava_becomes_elastic(llava, lora):
 
 def test_in_bfloat16_what_is_new_learns_in_float32(llava):
     """The layer norms, too, which start at 1; saved is what was loaded."""
-    options = ["--dtype", "bfloat16", "--bf16", "true", "--fit_steps", 6, "--fit_learning_rate", 3e-3]
+    options = [
+        "--dtype",
+        "bfloat16",
+        "--bf16",
+        "true",
+        "--fit_steps",
+        6,
+        "--fit_learning_rate",
+        3e-3,
+        "--fit_levels",
+        4,
+    ]
     folder = elasticize(llava, *options, "--trained_parts", "resampler")
     weights = load_file(folder / "model" / "model.safetensors")
     assert {weight.dtype for name, weight in weights.items() if "positions" not in name} == {torch.bfloat16}

@@ -45,3 +45,5 @@ def test_levels_lie_below_all_tokens(level, message):
         NestedReaders(M, WIDTH, levels=(2, level))
     with pytest.raises(TypeError, match="`levels` is 2.0, but must be an integer"):
         NestedReaders(M, WIDTH, levels=(2.0,))
+    with pytest.raises(TypeError, match="`levels` is 4, but must be a list"):
+        NestedReaders(M, WIDTH, levels=4)

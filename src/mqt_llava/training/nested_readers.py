@@ -29,6 +29,8 @@ class NestedReaders(nn.Module):
 
     def __init__(self, num_queries: int, width: int, levels: Sequence[int]):
         super().__init__()
+        if not isinstance(levels, Sequence):
+            raise TypeError(f"`levels` is {levels!r}, but must be a list of numbers of tokens.")
         for level in levels:
             if check_positive_integer("levels", level) >= num_queries:
                 raise ValueError(f"`levels` holds {level}, but must be numbers of tokens below all {num_queries}.")

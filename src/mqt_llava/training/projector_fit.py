@@ -23,8 +23,7 @@ from .records import read_record
 from .teachers import SharedTeacher, check_is_llava
 
 
-# Of the error of what the first tokens say of other cells, beside that of their own: as a share of the variance, four
-# times as large, and not to be bought with what the decoder reads at M.
+# Of the error of what is read of other cells, small so that what the decoder reads of all M tokens is kept.
 NESTED_WEIGHT = 0.3
 
 
@@ -139,12 +138,13 @@ class ProjectorFitTrainer(Trainer):
         order: What the first m of M queries show at the start: `"raster"`, equal cells row by row, in which the
             decoder has read the LLaVA's patches, or `"coarse_to_fine"`, the whole image and ever smaller cells of it.
         levels: Numbers of tokens below M, such as M / 4 and M / 2, whose tokens are also to hold the cells of all
-            others, in [`NestedReaders`]; 0.3 times their mean squared error is added to the loss.
+            others, in [`NestedReaders`]; 0.3 times their mean squared error is added to the loss. They compare the
+            images of a device's batch, so it must hold two or more.
 
     Raises:
         TypeError: The model is no MQT-LLaVA, the teacher no LLaVA, or a level no integer.
         ValueError: The projector reads other patches than the model's vision tower gives, there is no such order, a
-            level is not below M, or the training is to be sharded.
+            level is not below M or has batches of one, or the training is to be sharded.
     """
 
     model: Any  # a [`ProjectorFit`]
@@ -164,6 +164,10 @@ class ProjectorFitTrainer(Trainer):
         if not isinstance(model, MQTLlavaForConditionalGeneration):
             raise TypeError(f"`model` is a {type(model).__name__}, but must be an MQTLlavaForConditionalGeneration.")
         check_is_llava(teacher)
+        if levels and args.per_device_train_batch_size < 2:
+            raise ValueError(
+                "`per_device_train_batch_size` is 1, but must be at least 2 with `levels`: they compare its images."
+            )
         args.remove_unused_columns = False  # the collator reads them
         fit = ProjectorFit(model, teacher, processor, order, levels)
         super().__init__(fit, args, data_collator=ImageCollator(processor), **kwargs)
