@@ -42,7 +42,7 @@ SANDWICH = ["--budget", "FixedBudget(1), UniformBudget(2, 15), FixedBudget(16)"]
 SQUARE = ["--budget", "WeightedBudget({1: 1, 4: 1, 16: 1})"]
 NESTED = ["--fit_steps", 2400, "--fit_levels", 4, 8]
 MOSTLY_LARGE = ["--budget", "WeightedBudget({1: 1, 2: 1, 4: 3, 8: 3, 16: 3})"]
-# Arguments of train_elastic.py by name. From `labels` on, each changes one thing of another.
+# Arguments of train_elastic.py by name. From `labels` to `fit_labels`, each changes one thing of another.
 VARIANTS = {
     "llava": [],  # the teacher itself; a seed draws other mosaics to judge all by
     "scratch": [*SCRATCH, *UNIFORM],

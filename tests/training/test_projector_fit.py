@@ -107,7 +107,7 @@ def test_it_learns_and_changes_the_query_transformer_alone(llava, processor, row
     model, trainer = build(llava, processor, rows, tmp_path, max_steps=400)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trainer.train()
-    assert losses(trainer)[-1] < 0.4 * losses(trainer)[0]
+    assert losses(trainer)[-1] < 0.2 * losses(trainer)[0]
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {f"model.resampler.{name}" for name, _ in model.model.resampler.named_parameters()}
     image = {"pixel_values": trainer.data_collator(rows[:1])["pixel_values"]}
